@@ -1,0 +1,111 @@
+"""What the kernel tests share: random cases, poisoned outputs, and the rule by which a kernel is right."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Case(NamedTuple):
+    """One attention call: sizes, mask, dtype name, scale (None: the default), and the order in memory."""
+
+    batch: int = 1
+    heads: int = 2
+    kv_heads: int = 2
+    seq_q: int = 64
+    seq_k: int = 64
+    head_dim: int = 16
+    causal: bool = False
+    dtype: str = "float16"
+    scale: float | None = None
+    rows_first: bool = False  # [B, N, h, d] seen as [B, h, N, d]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    """torch.empty gives NaN, so that an element that a kernel forgets is seen."""
+    torch = pytest.importorskip("torch")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def make_case() -> type[Case]:
+    return Case
+
+
+@pytest.fixture
+def make_inputs() -> Callable[..., Any]:
+    """(case, device, seed) -> q, k, v, dO, random."""
+    import torch
+
+    def inputs(case: Case, device: str = "cpu", seed: int = 0) -> tuple[Any, ...]:
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def tensor(heads: int, rows: int) -> Any:
+            shape = [case.batch, heads, rows, case.head_dim]
+            if case.rows_first:
+                shape[1], shape[2] = rows, heads
+            made = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+            made = made.to(getattr(torch, case.dtype))
+            return made.transpose(1, 2) if case.rows_first else made
+
+        q, dout = (tensor(case.heads, case.seq_q) for _ in range(2))
+        k, v = (tensor(case.kv_heads, case.seq_k) for _ in range(2))
+        return q, k, v, dout
+
+    return inputs
+
+
+@pytest.fixture
+def assert_right(make_inputs: Callable[..., Any]) -> Callable[..., None]:
+    """The rule: largest error against the float64 oracle at most 2x that of the eager path in the same dtype.
+
+    Plus half a unit in the last place of the largest value, which rounding the output alone may cost, and
+    what float32 sums of d products leave where the exact result cancels to 0 (one key: dQ = P (dP - D) with
+    dP = D). The largest of a handful of errors is luck: the eager path of a small case has several draws.
+    """
+    import torch
+
+    from perfkit.kernels.attention import reference, standard
+
+    def check(attention: Any, case: Case, device: str = "cpu", seed: int = 0) -> None:
+        q, k, v, dout = make_inputs(case, device, seed)
+        exact = reference.forward(q, k, v, case.causal, case.scale)[:1]
+        exact += reference.backward(q, k, v, dout, case.causal, case.scale)
+        eager = _run(standard.attention, q, k, v, dout, case)
+        ours = _run(attention, q, k, v, dout, case)
+        unit = torch.finfo(q.dtype).eps
+        lucky = [_eager_errors(make_inputs(case, device, seed + draw), case) for draw in range(1, _draws(q))]
+        for at, (name, mine, theirs, right) in enumerate(
+            zip(("out", "dq", "dk", "dv"), ours, eager, exact, strict=True)
+        ):
+            assert mine.dtype == q.dtype
+            error, allowed = (mine - right).abs().max().item(), (theirs - right).abs().max().item()
+            allowed = max(allowed, *(errors[at] for errors in lucky)) if lucky else allowed
+            slack = 0.5 * unit * right.abs().max().item() + case.head_dim * 2.0**-22
+            assert error <= 2 * allowed + slack, f"{case} {name}: error {error:.2e}, eager {allowed:.2e}"
+
+    def _eager_errors(inputs: tuple[Any, ...], case: Case) -> list[float]:
+        q, k, v, dout = inputs
+        exact = reference.forward(q, k, v, case.causal, case.scale)[:1]
+        exact += reference.backward(q, k, v, dout, case.causal, case.scale)
+        eager = _run(standard.attention, q, k, v, dout, case)
+        return [(a - b).abs().max().item() for a, b in zip(eager, exact, strict=True)]
+
+    return check
+
+
+def _draws(q: Any) -> int:
+    return 16 if q.numel() < 4096 else 1
+
+
+def _run(attention: Any, q: Any, k: Any, v: Any, dout: Any, case: Case) -> tuple[Any, ...]:
+    import torch
+
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    out = attention(leaves[0], leaves[1], leaves[2], causal=case.causal, scale=case.scale)
+    return out.detach(), *torch.autograd.grad(out, leaves, dout)
