@@ -1,0 +1,98 @@
+"""A model of L2: which part of the traffic that SMs ask for reaches DRAM.
+
+What is re-read either stays resident (*fits*), and DRAM sees compulsory traffic; or it does not, and the
+thread blocks that run together (a *wave*) share one pass over K and V, so that DRAM sees one pass a wave. In
+between, part of each pass is lost.
+"""
+
+import math
+from typing import Final, Literal
+
+import msgspec
+
+#: Parts of L2 that re-read data can fill: up to RESIDENT all of it stays, from LOST on none does. Fitted to
+#: `flash` on an H200 (N 2k to 64k, d 64 and 128), whose L2 is two halves that keep copies of each other's
+#: lines.
+RESIDENT: Final = 0.3
+LOST: Final = 0.5
+
+
+#: How a prediction says that a matrix never leaves L2 between being written and read.
+STAYS: Final = "stays in L2"
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """Predicted passes over the re-read operand (1: compulsory), the case, and why."""
+
+    case: Literal["fits", "partly", "waves"]
+    passes: float
+    reason: str
+
+
+def fits(size_bytes: int, l2_bytes: int) -> bool:
+    """Whether `size_bytes` that are written and read again stay in L2 as a whole."""
+    return size_bytes <= RESIDENT * l2_bytes
+
+
+def lost_share(size_bytes: int, l2_bytes: int) -> float:
+    """The share of a working set's re-reads that miss L2: 0 up to RESIDENT, 1 from LOST on."""
+    return min(1.0, max(0.0, (size_bytes / l2_bytes - RESIDENT) / (LOST - RESIDENT)))
+
+
+def lost_between(size_bytes: int, l2_bytes: int) -> float:
+    """The share of an op's inputs (`size_bytes`) that a later kernel of it no longer finds in L2.
+
+    0 up to a third of L2, 1 from all of it on: fitted to the backward of `flash` on an H200, N 2k to 16k.
+    """
+    return min(1.0, max(0.0, (3 * size_bytes / l2_bytes - 1) / 2))
+
+
+def shared_passes(
+    *, blocks_per_head: int, heads: int, head_bytes: int, resident_blocks: int, l2_bytes: int
+) -> Prediction:
+    """Passes over K and V in DRAM when `blocks_per_head` thread blocks each read a head's `head_bytes`.
+
+    Blocks are started head by head, `resident_blocks` at a time, so that a wave touches a few heads. What is
+    lost of their K and V is read once more by every wave that touches them.
+    """
+    total = blocks_per_head * heads
+    waves = -(-total // resident_blocks)
+    in_flight = min(heads, max(1, -(-resident_blocks // blocks_per_head)))
+    # Each head once, and once more for every wave that starts inside a head.
+    aligned = (waves - 1) // (blocks_per_head // math.gcd(blocks_per_head, resident_blocks))
+    touched = heads + (waves - 1) - aligned
+    share = lost_share(in_flight * head_bytes, l2_bytes)
+    passes = 1.0 + share * (touched / heads - 1.0)
+    case: Literal["fits", "partly", "waves"] = "fits" if share == 0 else "waves" if share == 1 else "partly"
+    size = f"{in_flight} head(s) in flight take {in_flight * head_bytes / l2_bytes:.0%} of L2"
+    text = {
+        "fits": f"{size}: they stay",
+        "partly": f"{size}: {share:.0%} of re-reads miss",
+        "waves": f"{size}: read once by each of {waves} waves",
+    }[case]
+    return Prediction(case=case, passes=passes, reason=text)
+
+
+def resident_blocks(
+    *,
+    sm_count: int,
+    shared_bytes_per_sm: int,
+    registers_bytes_per_sm: int,
+    max_threads_per_sm: int,
+    num_warps: int | None,
+    shared_bytes: int | None,
+    registers: int | None,
+) -> int:
+    """Thread blocks of a kernel that the device holds at a time, from what its compiled code takes.
+
+    `registers` are 32-bit and per thread; a block pays 1 KiB of shared memory on top of its own. One block
+    an SM where the kernel was never compiled.
+    """
+    limits = [32]
+    if shared_bytes:
+        limits.append(shared_bytes_per_sm // (shared_bytes + 1024))
+    if registers and num_warps:
+        limits.append(registers_bytes_per_sm // (registers * 4 * 32 * num_warps))
+    if num_warps:
+        limits.append(max_threads_per_sm // (32 * num_warps))
+    return sm_count * max(1, min(limits) if shared_bytes and registers else 1)

@@ -1,0 +1,158 @@
+"""Attention as an op: FLOPs by convention and exactly, compulsory traffic, and who implements it."""
+
+from typing import Final
+
+from perfkit.kernels.attention import tiles
+from perfkit.ops import attention_cache as cached
+from perfkit.ops import attention_io as io
+from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import Implementation, IOModel, KernelUse, Op, Uses
+
+KERNELS = "perfkit.kernels.attention"
+HALF: Final = ("bf16", "fp16")
+
+#: FLOPs of a pass over those of the forward pass: the backward has five products to the forward's two.
+_PASS_FACTOR: Final = {"fwd": 2, "bwd": 5, "fwd-bwd": 7}
+
+
+def flops_convention(w: AttentionWorkload) -> int:
+    """FLOPs as the papers count them: 4 N_q N_k d a head, half if causal, times 2.5 backward.
+
+    Source: FlashAttention's benchmarks and FA2 section 4.1. Where N_q differs from N_k "half" means
+    nothing, and the visible pairs are counted instead.
+    """
+    pairs = w.rows * w.seq_k // 2 if w.causal and w.seq_q == w.seq_k else w.pairs
+    return _PASS_FACTOR[w.pass_] * 2 * pairs * w.head_dim
+
+
+def flops_exact(w: AttentionWorkload) -> int:
+    """FLOPs of the products over the pairs that the mask leaves, diagonal included."""
+    return _PASS_FACTOR[w.pass_] * 2 * w.pairs * w.head_dim
+
+
+def exps(w: AttentionWorkload) -> int:
+    """Exponentials of an op that recomputes: one per visible pair in each pass."""
+    return (2 if w.pass_ == "fwd-bwd" else 1) * w.pairs
+
+
+def _no_workspace(_: AttentionWorkload) -> int:
+    return 0
+
+
+def _flash_plan(w: AttentionWorkload, capability: tuple[int, int]) -> Uses:
+    """The tiles that `flash` would run on a device of this compute capability.
+
+    Devices older than the table get its smallest tiles: there the model says what the algorithm would move.
+    """
+    capability = max(capability, (7, 5))
+    dkdv, dq = tiles.backward_tiles(w.head_dim, capability, w.causal)
+    named = {
+        "flash_forward": tiles.forward_tile(w.head_dim, capability, w.causal),
+        "flash_dkdv": dkdv,
+        "flash_dq": dq,
+    }
+    return tuple(KernelUse(kernel=name, **tile._asdict()) for name, tile in named.items())
+
+
+def _flash_refuses(w: AttentionWorkload) -> str | None:
+    if not 16 <= w.head_dim <= 256 or w.head_dim % 8:
+        return f"head dim {w.head_dim}: flash takes multiples of 8 from 16 to 256"
+    return None
+
+
+def _causal_rectangle(w: AttentionWorkload) -> str | None:
+    if w.causal and w.seq_q != w.seq_k:
+        return "torch aligns a causal mask to the top left; perfkit's is bottom right, and they differ here"
+    return None
+
+
+def _peer(name: str, function: str, description: str, materialises: bool = False) -> Implementation:
+    return Implementation(
+        name=name,
+        target=f"{KERNELS}.{function}",
+        description=description,
+        role="peer",
+        dtypes=HALF,
+        workspace=_no_workspace,
+        refuses=_causal_rectangle,
+        materialises=materialises,
+    )
+
+
+IMPLEMENTATIONS: Final = (
+    Implementation(
+        name="standard",
+        target=f"{KERNELS}.standard:attention",
+        description="Algorithm 0: S and P in device memory",
+        role="shipped",
+        dtypes=(*HALF, "fp32"),
+        hardware=("cuda", "cpu"),
+        materialises=True,
+        workspace=io.standard_workspace,
+        io=IOModel(
+            level="DRAM",
+            traffic=io.standard_traffic,
+            dram=cached.standard_dram,
+            issued_flops=io.standard_flops,
+            exps=io.standard_exps,
+            extra_flops=io.standard_extra_flops,
+            launches=lambda w: {"fwd": 3, "bwd": 8, "fwd-bwd": 11}[w.pass_],
+            source="4 N^2 + 4 N d forward (FA1 section 2.2, Algorithm 0)",
+        ),
+    ),
+    Implementation(
+        name="flash",
+        target=f"{KERNELS}.flash:attention",
+        description="FlashAttention-2 order, own Triton kernels",
+        role="shipped",
+        dtypes=HALF,
+        workspace=io.flash_workspace,
+        plan=_flash_plan,
+        refuses=_flash_refuses,
+        io=IOModel(
+            level="L2",
+            traffic=io.flash_traffic,
+            dram=cached.flash_dram,
+            issued_flops=io.flash_flops,
+            exps=io.flash_exps,
+            extra_flops=io.flash_extra_flops,
+            launches=lambda w: {"fwd": 1, "bwd": 3, "fwd-bwd": 4}[w.pass_],
+            source="N_q d + T_r 2 N_k d forward (FA2 Algorithm 1)",
+        ),
+    ),
+    _peer("sdpa-flash", "sdpa:flash", "torch SDPA, FlashAttention-2"),
+    _peer("sdpa-cudnn", "sdpa:cudnn", "torch SDPA, cuDNN"),
+    _peer("sdpa-efficient", "sdpa:efficient", "torch SDPA, memory-efficient"),
+    _peer("sdpa-math", "sdpa:math", "torch SDPA, eager math", materialises=True),
+    _peer("flex", "flex:attention", "torch flex_attention, compiled"),
+    Implementation(
+        name="sdpa",
+        target=f"{KERNELS}.sdpa:default",
+        description="torch SDPA on the CPU",
+        role="peer",
+        dtypes=(*HALF, "fp32"),
+        hardware=("cpu",),
+        workspace=_no_workspace,
+        refuses=_causal_rectangle,
+    ),
+    Implementation(
+        name="reference",
+        target=f"{KERNELS}.reference:attention",
+        description="the oracle, float64, chunked",
+        role="oracle",
+        dtypes=(*HALF, "fp32"),
+        hardware=("cuda", "cpu"),
+        materialises=True,
+        workspace=_no_workspace,
+    ),
+)
+
+ATTENTION: Final = Op(
+    name="attention",
+    workload=AttentionWorkload,
+    flops_convention=flops_convention,
+    flops_exact=flops_exact,
+    exps=exps,
+    compulsory=io.compulsory,
+    implementations=IMPLEMENTATIONS,
+)

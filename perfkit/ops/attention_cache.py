@@ -1,0 +1,103 @@
+"""What of attention's traffic reaches DRAM: the L2 model applied to each implementation."""
+
+import msgspec
+
+from perfkit.model.cache import STAYS, Prediction, fits, lost_between, resident_blocks, shared_passes
+from perfkit.model.device import DeviceProfile
+from perfkit.model.traffic import Traffic
+from perfkit.ops.attention_io import (
+    STATISTIC_BYTES,
+    compulsory,
+    flash_traffic,
+    key_blocks,
+    query_blocks,
+    standard_traffic,
+    tile_of,
+)
+from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import Cached, KernelUse, Uses
+
+
+def standard_dram(w: AttentionWorkload, _: Uses, device: DeviceProfile) -> Cached:
+    """All of Algorithm 0's traffic, unless S and P fit L2 and their re-reads never leave it."""
+    whole, least = standard_traffic(w), compulsory(w)
+    if fits(w.scores_bytes, device.level("l2").capacity_bytes):
+        # P comes from the forward pass: a backward pass alone finds it in DRAM. The mask is overwritten by S.
+        probabilities = w.scores_bytes if w.pass_ == "bwd" else 0
+        overwritten = w.scores_bytes if w.causal and w.pass_ != "bwd" else 0
+        traffic = Traffic(
+            read_bytes=least.read_bytes + probabilities, write_bytes=whole.write_bytes - overwritten
+        )
+        return Cached(traffic=traffic, reason=f"S {STAYS}: it is written, and re-read there")
+    return Cached(traffic=whole, reason="S and P exceed L2: every pass over them reaches DRAM")
+
+
+def _resident(tile: KernelUse, device: DeviceProfile) -> int:
+    return resident_blocks(
+        sm_count=device.sm_count,
+        shared_bytes_per_sm=device.shared_bytes_per_sm,
+        registers_bytes_per_sm=device.registers_bytes_per_sm,
+        max_threads_per_sm=device.max_threads_per_sm or 2048,
+        num_warps=tile.num_warps,
+        shared_bytes=tile.shared_bytes,
+        registers=tile.registers,
+    )
+
+
+def _streamed(
+    w: AttentionWorkload, tile: KernelUse, head_bytes: int, blocks: int, device: DeviceProfile
+) -> Prediction:
+    """Passes over what the blocks of one K/V head share, `blocks` of them for each of its query heads."""
+    return shared_passes(
+        blocks_per_head=blocks,
+        heads=w.batch * w.kv_heads,
+        head_bytes=head_bytes,
+        resident_blocks=_resident(tile, device),
+        l2_bytes=device.level("l2").capacity_bytes,
+    )
+
+
+def flash_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cached:
+    """What each kernel reads at least, plus what waves read again, less what L2 keeps between kernels.
+
+    Forward and dQ blocks share K and V, dK/dV blocks share Q, dO, LSE and D; a causal mask leaves of each
+    pass over them only what is visible. An op whose inputs are small finds them in L2 in its later kernels.
+    """
+    q, kv, statistic = w.query_bytes, w.key_bytes, STATISTIC_BYTES * w.rows
+    group = w.heads // w.kv_heads
+    kv_head = 2 * w.seq_k * w.head_dim * w.element_bytes
+    least, again, writes, reasons = 0, 0, 0, []
+
+    def repeated(tile: KernelUse, shared: int, head_bytes: int, blocks: int, seen: int, whole: int) -> int:
+        found = _streamed(w, tile, head_bytes, blocks, device)
+        reasons.append(found.reason)
+        return round(shared * max(0.0, found.passes * seen / whole - 1.0))
+
+    if w.pass_ != "bwd":
+        tile = tile_of(uses, "flash_forward")
+        seen = key_blocks(w, tile)
+        blocks, whole = group * len(seen), len(seen) * -(-w.seq_k // tile.block_n)
+        least += q + 2 * kv
+        again += repeated(tile, 2 * kv, kv_head, blocks, sum(seen), whole)
+        writes += q + statistic
+    if w.pass_ != "fwd":
+        dkdv, dq = tile_of(uses, "flash_dkdv"), tile_of(uses, "flash_dq")
+        visible, seen = query_blocks(w, dkdv), key_blocks(w, dq)
+        rows_head = group * w.seq_q * (2 * w.head_dim * w.element_bytes + 2 * STATISTIC_BYTES)
+        least += 2 * q  # D
+        least += 2 * kv + 2 * (q + statistic)  # dK, dV
+        least += 2 * q + 2 * statistic + 2 * kv  # dQ
+        whole = len(visible) * -(-w.seq_q // dkdv.block_m)
+        again += repeated(dkdv, 2 * (q + statistic), rows_head, len(visible), sum(map(len, visible)), whole)
+        blocks, whole = group * len(seen), len(seen) * -(-w.seq_k // dq.block_n)
+        again += repeated(dq, 2 * kv, kv_head, blocks, sum(seen), whole)
+        writes += statistic + 2 * kv + q
+    once = min(least, compulsory(w).read_bytes)
+    inputs = compulsory(msgspec.structs.replace(w, pass_="bwd" if w.pass_ != "fwd" else "fwd")).read_bytes
+    lost = lost_between(inputs, device.level("l2").capacity_bytes)
+    if lost < 1 and least > once:
+        reasons.append(f"{1 - lost:.0%} of its inputs stay in L2 between its kernels")
+    # No more can come from DRAM than is asked for: a mask may leave blocks that nobody reads.
+    reads = min(once + round(lost * (least - once)) + again, flash_traffic(w, uses).read_bytes)
+    traffic = Traffic(read_bytes=reads, write_bytes=writes)
+    return Cached(traffic=traffic, reason="; ".join(dict.fromkeys(reasons)))

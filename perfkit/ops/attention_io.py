@@ -1,0 +1,187 @@
+"""The IO model of attention: exact bytes and FLOPs of each implementation, per pass.
+
+Sources: FA1 = Dao et al., arXiv 2205.14135; FA2 = Dao, arXiv 2307.08691. e is the element size in bytes; the
+statistics (LSE and D) are fp32. All functions return totals over batch and heads.
+"""
+
+from perfkit.errors import UsageError
+from perfkit.model.traffic import Traffic
+from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import KernelUse, Uses
+
+STATISTIC_BYTES = 4
+
+
+def compulsory(w: AttentionWorkload) -> Traffic:
+    """Each input read once and each output written once: what no implementation can go below.
+
+    Forward: Q, K, V read, O written. Backward: Q, K, V, O, dO and LSE read, dQ, dK, dV written
+    (8 N d and N statistics a head, FA1 Algorithm 4). Forward with backward: both, O and LSE in between.
+    """
+    q, kv, lse = w.query_bytes, w.key_bytes, STATISTIC_BYTES * w.rows
+    forward = Traffic(read_bytes=q + 2 * kv, write_bytes=q)
+    backward = Traffic(read_bytes=3 * q + 2 * kv + lse, write_bytes=q + 2 * kv)
+    if w.pass_ == "fwd":
+        return forward
+    return backward if w.pass_ == "bwd" else forward + Traffic(read_bytes=0, write_bytes=lse) + backward
+
+
+# Standard attention, FA1 Algorithms 0 and 3.
+
+
+def standard_traffic(w: AttentionWorkload, _: Uses = ()) -> Traffic:
+    """N^2 matrices in device memory, with torch's kernels.
+
+    Forward: S written, S read, P written, P read: 4 N^2 + 4 N d (FA1 2.2). A causal mask is written into S
+    and read back as the addend of the product: 6 N^2. Backward: the 7 N^2 of FA1 Algorithm 3 (P read, dP
+    written; P and dP read, dS written; dS read twice), and 3 more, because torch's softmax backward first
+    multiplies P and dP in a kernel of its own. dQ and dK are read and written once more, to be scaled.
+    """
+    square, q, kv = w.scores_bytes, w.query_bytes, w.key_bytes
+    mask = square if w.causal else 0
+    forward = Traffic(read_bytes=2 * square + mask + q + 2 * kv, write_bytes=2 * square + mask + q)
+    # dV = P^T dO reads dO; dP = dO V^T reads dO and V; dQ = dS K reads K; dK = dS^T Q reads Q.
+    backward = Traffic(
+        read_bytes=7 * square + (3 * q + 2 * kv) + (q + kv), write_bytes=3 * square + (q + 2 * kv) + (q + kv)
+    )
+    return _of_pass(w, forward, backward)
+
+
+def standard_flops(w: AttentionWorkload, _: Uses = ()) -> int:
+    """Two products forward, four backward, over all pairs: a mask saves standard attention no work."""
+    product = 2 * w.rows * w.seq_k * w.head_dim
+    return {"fwd": 2, "bwd": 4, "fwd-bwd": 6}[w.pass_] * product
+
+
+def standard_exps(w: AttentionWorkload, _: Uses = ()) -> int:
+    """One exp per score in the forward pass; the backward reads P instead."""
+    return 0 if w.pass_ == "bwd" else w.rows * w.seq_k
+
+
+def standard_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+    """Why standard attention executes other FLOPs than the convention counts."""
+    causes = ["masked half computed"] if w.causal else []
+    if w.pass_ != "fwd":
+        causes.append("no recomputation (4 products for 5)")
+    return tuple(causes)
+
+
+def standard_workspace(w: AttentionWorkload) -> int:
+    """S and P together in the forward pass; P, dP, their product and dS in the backward."""
+    return {"fwd": 2, "bwd": 4, "fwd-bwd": 4}[w.pass_] * w.scores_bytes
+
+
+# FlashAttention in FA2 order: one program per block of queries, a loop over blocks of keys.
+
+
+def tile_of(uses: Uses, kernel: str) -> KernelUse:
+    """The tile of `kernel` among those that ran; UsageError where it is missing."""
+    found = next((use for use in uses if use.kernel == kernel), None)
+    if found is None:
+        raise UsageError(f"the tile of kernel '{kernel}' is not in the record", "measure again")
+    return found
+
+
+def key_blocks(w: AttentionWorkload, tile: KernelUse) -> list[int]:
+    """Per block of queries, how many blocks of keys its rows can see (causal: to the last row's diagonal)."""
+    m, n = tile.block_m, tile.block_n
+    whole = -(-w.seq_k // n)
+    starts = range(0, w.seq_q, m)
+    if not w.causal:
+        return [whole for _ in starts]
+    visible = (min(w.seq_k, min(start + m, w.seq_q) + w.seq_k - w.seq_q) for start in starts)
+    return [max(0, -(-keys // n)) for keys in visible]
+
+
+def query_blocks(w: AttentionWorkload, tile: KernelUse) -> list[range]:
+    """Per block of keys, which blocks of queries see any of it (causal: from the first row's diagonal on)."""
+    m, n = tile.block_m, tile.block_n
+    whole = -(-w.seq_q // m)
+    starts = range(0, w.seq_k, n)
+    if not w.causal:
+        return [range(whole) for _ in starts]
+    first = (max(0, start - (w.seq_k - w.seq_q)) // m for start in starts)
+    return [range(min(block, whole), whole) for block in first]
+
+
+def _rows(blocks: range, size: int, total: int) -> int:
+    return max(0, min(total, blocks.stop * size) - blocks.start * size) if len(blocks) else 0
+
+
+def flash_forward_traffic(w: AttentionWorkload, tile: KernelUse) -> Traffic:
+    """Q once, K and V once per block of queries that sees them; O and LSE written (FA2 Algorithm 1)."""
+    keys = sum(min(w.seq_k, count * tile.block_n) for count in key_blocks(w, tile))
+    row = w.head_dim * w.element_bytes
+    per_head = Traffic(
+        read_bytes=w.seq_q * row + 2 * keys * row, write_bytes=w.seq_q * row + STATISTIC_BYTES * w.seq_q
+    )
+    return per_head * (w.batch * w.heads)
+
+
+def flash_backward_traffic(w: AttentionWorkload, dkdv: KernelUse, dq: KernelUse) -> Traffic:
+    """Split kernels, no atomics: D = rowsum(O dO); dK and dV per block of keys; dQ per block of queries."""
+    row, n_q, n_k, heads = w.head_dim * w.element_bytes, w.seq_q, w.seq_k, w.batch * w.heads
+    preprocess = Traffic(read_bytes=2 * n_q * row, write_bytes=STATISTIC_BYTES * n_q) * heads
+    queries = sum(_rows(blocks, dkdv.block_m, n_q) for blocks in query_blocks(w, dkdv))
+    dkdv_reads = queries * (2 * row + 2 * STATISTIC_BYTES) * heads + 2 * n_k * row * w.batch * w.kv_heads
+    dkdv_writes = 2 * n_k * row * w.batch * w.kv_heads
+    keys = sum(min(n_k, count * dq.block_n) for count in key_blocks(w, dq))
+    dq_traffic = Traffic(
+        read_bytes=n_q * (2 * row + 2 * STATISTIC_BYTES) + 2 * keys * row, write_bytes=n_q * row
+    )
+    return preprocess + Traffic(read_bytes=dkdv_reads, write_bytes=dkdv_writes) + dq_traffic * heads
+
+
+def flash_traffic(w: AttentionWorkload, uses: Uses) -> Traffic:
+    """SM<->L2 traffic of `flash` for the pass, with the tiles that ran."""
+    zero = Traffic(read_bytes=0, write_bytes=0)
+    forward = flash_forward_traffic(w, tile_of(uses, "flash_forward")) if w.pass_ != "bwd" else zero
+    if w.pass_ == "fwd":
+        return forward
+    return forward + flash_backward_traffic(w, tile_of(uses, "flash_dkdv"), tile_of(uses, "flash_dq"))
+
+
+def flash_flops(w: AttentionWorkload, uses: Uses) -> int:
+    """What the tensor units execute: whole tiles, head dim padded to a power of two.
+
+    Forward 2 products a tile; dK/dV kernel 4 (S, dP, dV, dK); dQ kernel 3 (S, dP, dQ): 7 where one fused
+    kernel needs 5.
+    """
+    depth = 1 << max(4, (w.head_dim - 1).bit_length())
+
+    def product(tile: KernelUse, tiles: int) -> int:
+        return 2 * tile.block_m * tile.block_n * depth * tiles * w.batch * w.heads
+
+    total = 0
+    if w.pass_ != "bwd":
+        tile = tile_of(uses, "flash_forward")
+        total += 2 * product(tile, sum(key_blocks(w, tile)))
+    if w.pass_ != "fwd":
+        dkdv, dq = tile_of(uses, "flash_dkdv"), tile_of(uses, "flash_dq")
+        total += 4 * product(dkdv, sum(len(blocks) for blocks in query_blocks(w, dkdv)))
+        total += 3 * product(dq, sum(key_blocks(w, dq)))
+    return total
+
+
+def flash_exps(w: AttentionWorkload, _: Uses) -> int:
+    """One exp per visible score forward, and one in each of the two backward kernels."""
+    return {"fwd": 1, "bwd": 2, "fwd-bwd": 3}[w.pass_] * w.pairs
+
+
+def flash_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+    """Why `flash` executes more FLOPs than the convention counts."""
+    causes = ["masked part of diagonal tiles"] if w.causal else []
+    if w.pass_ != "fwd":
+        causes.append("S and dP recomputed twice (7 products for 5)")
+    if w.head_dim & (w.head_dim - 1):
+        causes.append(f"head dim {w.head_dim} padded to a power of two")
+    return tuple(causes)
+
+
+def flash_workspace(w: AttentionWorkload) -> int:
+    """LSE forward; D as well backward."""
+    return (1 if w.pass_ == "fwd" else 2) * STATISTIC_BYTES * w.rows
+
+
+def _of_pass(w: AttentionWorkload, forward: Traffic, backward: Traffic) -> Traffic:
+    return {"fwd": forward, "bwd": backward, "fwd-bwd": forward + backward}[w.pass_]

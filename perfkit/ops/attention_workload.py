@@ -1,0 +1,89 @@
+"""The attention workload: shapes, dtype, mask and pass, validated when made."""
+
+from typing import Literal, get_args
+
+import msgspec
+
+from perfkit.errors import UsageError
+from perfkit.model.dtype import DTYPE_BYTES
+
+Pass = Literal["fwd", "bwd", "fwd-bwd"]
+PASSES: tuple[str, ...] = get_args(Pass)
+#: Rows a head, at most: row indices in kernels are 32 bit, and nobody has more.
+LONGEST = 128 << 20
+DTYPES = ("bf16", "fp16", "fp32")
+
+
+class AttentionWorkload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """O = softmax(Q K^T / sqrt(d)) V for Q [B, h, N_q, d] and K, V [B, h_kv, N_k, d].
+
+    A causal mask is aligned to the bottom right: query i sees keys j <= i + N_k - N_q, as a decoder with a
+    cache needs it. Raises UsageError for shapes that mean nothing.
+    """
+
+    batch: int = 1
+    heads: int = 16
+    kv_heads: int = 16
+    seq_q: int
+    seq_k: int
+    head_dim: int = 64
+    dtype: str = "bf16"
+    causal: bool = False
+    pass_: Pass = msgspec.field(default="fwd", name="pass")
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "heads", "kv_heads", "seq_q", "seq_k", "head_dim"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("seq_q", "seq_k"):
+            if getattr(self, name) > LONGEST:
+                raise UsageError(f"{name} must be at most 128m, not {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise UsageError(
+                f"kv-heads must divide heads: {self.heads} heads cannot share {self.kv_heads} K/V heads",
+                f"allowed for {self.heads} heads: {', '.join(map(str, divisors))}",
+            )
+        if self.dtype not in DTYPES:
+            raise UsageError(f"unknown dtype '{self.dtype}'", f"allowed: {', '.join(DTYPES)}")
+        if self.pass_ not in PASSES:
+            raise UsageError(f"unknown pass '{self.pass_}'", f"allowed: {', '.join(PASSES)}")
+        if self.head_dim > 1024:
+            raise UsageError(f"head-dim is the width of one head, at most 1024, not {self.head_dim}")
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes per element of Q, K, V and O."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def rows(self) -> int:
+        """Query rows over batch and heads."""
+        return self.batch * self.heads * self.seq_q
+
+    @property
+    def query_bytes(self) -> int:
+        """Bytes of Q (and of O, dO and dQ)."""
+        return self.rows * self.head_dim * self.element_bytes
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of K (and of V, dK and dV)."""
+        return self.batch * self.kv_heads * self.seq_k * self.head_dim * self.element_bytes
+
+    @property
+    def scores_bytes(self) -> int:
+        """Bytes of one N_q x N_k matrix over batch and heads, in the working dtype."""
+        return self.rows * self.seq_k * self.element_bytes
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a query and a key that it sees, over batch and heads.
+
+        Causal: query i sees max(0, i + 1 + N_k - N_q) keys; for N_q = N_k that is N (N + 1) / 2.
+        """
+        if not self.causal:
+            return self.rows * self.seq_k
+        seeing = min(self.seq_q, self.seq_k)  # the last `seeing` queries see any key at all
+        first = self.seq_k - seeing + 1  # keys that the first of them sees
+        return self.batch * self.heads * seeing * (first + self.seq_k) // 2

@@ -1,0 +1,97 @@
+"""What an op and an implementation are, for every op."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from perfkit.model.device import DeviceProfile
+from perfkit.model.traffic import Traffic
+
+#: Where measured bytes are held against modelled ones: the SM<->L2 boundary is the papers' "HBM <-> SRAM".
+Level = Literal["L2", "DRAM"]
+Role = Literal["shipped", "peer", "oracle"]
+
+
+class KernelUse(msgspec.Struct, frozen=True, kw_only=True):
+    """The tile of one kernel, and what its compiled code really takes (None before it was compiled).
+
+    `block_m` rows of queries by `block_n` rows of keys; `shared_bytes` and `registers` (32-bit, per thread)
+    and `spills` (32-bit, per thread) as the compiler reports them.
+    """
+
+    kernel: str
+    block_m: int
+    block_n: int
+    num_warps: int | None = None
+    num_stages: int | None = None
+    shared_bytes: int | None = None
+    registers: int | None = None
+    spills: int | None = None
+
+
+Uses = tuple[KernelUse, ...]
+
+
+class Cached(msgspec.Struct, frozen=True, kw_only=True):
+    """DRAM traffic as the L2 model predicts it, and the case that it rests on."""
+
+    traffic: Traffic
+    reason: str
+
+
+class IOModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Closed forms of one implementation, as functions of the workload and the tiles that ran.
+
+    `level` is the boundary at which `traffic` is what the counters must show; `source` says whose formula
+    it is; `extra_flops` says why the issued FLOPs differ from the convention's. `dram` predicts DRAM
+    traffic from the workload, the tiles and the device's L2.
+    """
+
+    level: Level
+    traffic: Callable[[Any, Uses], Traffic]
+    dram: Callable[[Any, Uses, DeviceProfile], Cached]
+    issued_flops: Callable[[Any, Uses], int]
+    exps: Callable[[Any, Uses], int]
+    extra_flops: Callable[[Any], tuple[str, ...]]
+    launches: Callable[[Any], int]
+    source: str
+
+
+class Implementation(msgspec.Struct, frozen=True, kw_only=True):
+    """One way of computing an op.
+
+    `target` is a lazy "module:function"; `plan` a lazy function from (head_dim, capability, causal, pass)
+    to tiles, so that the model works where nothing can be compiled. `io` is None where the tile is somebody
+    else's secret: then only compulsory traffic is modelled. `workspace` is what it allocates besides its
+    inputs and outputs, in bytes, and `dtypes` what it computes in. One that `materialises` its intermediate
+    matrices does not share tiles of queries, and has no tile height.
+    """
+
+    name: str
+    target: str
+    description: str
+    role: Role
+    dtypes: tuple[str, ...]
+    workspace: Callable[[Any], int]
+    hardware: tuple[str, ...] = ("cuda",)
+    materialises: bool = False
+    plan: Callable[[Any, tuple[int, int]], Uses] | None = None
+    io: IOModel | None = None
+    refuses: Callable[[Any], str | None] | None = None
+
+
+class Op(msgspec.Struct, frozen=True, kw_only=True):
+    """An op: its workload type, what every implementation of it must at least do, and who implements it."""
+
+    name: str
+    workload: type
+    flops_convention: Callable[[Any], int]
+    flops_exact: Callable[[Any], int]
+    exps: Callable[[Any], int]
+    compulsory: Callable[[Any], Traffic]
+    implementations: tuple[Implementation, ...]
+
+    def implementation(self, name: str) -> Implementation | None:
+        """The implementation called `name`, or None."""
+        return next((row for row in self.implementations if row.name == name), None)
