@@ -1,0 +1,155 @@
+"""The IO check: measured traffic and FLOPs held against the model, at the level where each is exact."""
+
+from perfkit.analysis.placement import Placement
+from perfkit.analysis.verdict import Verdict, judge, unchecked
+from perfkit.model.cache import STAYS
+from perfkit.ops import find_op
+from perfkit.ops.base import Implementation, IOModel, Level
+from perfkit.record import Run
+
+#: Relative tolerances. The closed forms are exact; what is left is counter noise. DRAM writes and reads also
+#: carry what the cache model cannot know (replacement policy, other traffic).
+L2_TOLERANCE = 0.01
+DRAM_ALGORITHM_TOLERANCE = 0.03
+DRAM_MODEL_TOLERANCE = 0.15
+FLOPS_TOLERANCE = 0.001
+#: DRAM moves whole lines and the driver's own traffic; smaller differences are noise.
+SLACK_BYTES = 1 << 20
+
+
+def check(op_name: str, placement: Placement) -> tuple[Verdict, ...]:
+    """All verdicts on one run, none for a run that has no numbers."""
+    run = placement.run
+    if run.status not in ("measured", "modelled"):
+        return ()
+    row = find_op(op_name).implementation(run.impl)
+    io = row.io if row else None
+    level = io.level if io else None
+    found = [
+        *(_side(run, level, side) for side in ("read", "write")),
+        None if row is None or row.materialises else _tile_height(run),
+        *(_compulsory(run, side) for side in ("read", "write")),
+        *([] if level == "DRAM" else [_dram_model(run)]),
+        None if row is None or io is None else _tensor_flops(row, io, run),
+    ]
+    return tuple(verdict for verdict in found if verdict is not None)
+
+
+def _absent(run: Run, tag: str) -> str:
+    number = run.numbers.get(tag)
+    return (number.reason if number is not None else None) or "not measured"
+
+
+def _side(run: Run, level: Level | None, side: str) -> Verdict | None:
+    """The implementation's own traffic formula, at the level where it is exact."""
+    if level is None:
+        return None
+    prefix = "l2" if level == "L2" else "dram"
+    expected, measured = run.value(f"{prefix}_{side}_modelled"), run.value(f"{prefix}_{side}")
+    name = f"{'SM<->L2' if level == 'L2' else 'DRAM'} {side} = IO model"
+    if expected is None:
+        return unchecked(name, _absent(run, f"{prefix}_{side}_modelled"))
+    if measured is None:
+        return unchecked(name, _absent(run, f"{prefix}_{side}"), expected)
+    tolerance, slack = (L2_TOLERANCE, 0) if level == "L2" else (DRAM_ALGORITHM_TOLERANCE, SLACK_BYTES)
+    note = run.numbers[f"{prefix}_{side}_modelled"].reason or ""
+    if level == "DRAM" and STAYS in note:
+        tolerance = DRAM_MODEL_TOLERANCE  # what stays in L2 is a model too
+    reason = f"closed form, tolerance {tolerance:.0%}"
+    spilling = [use.kernel for use in run.uses if use.spills] if level == "L2" else []
+    if spilling:
+        reason += f"; {', '.join(spilling)} spills registers, and spills are traffic too"
+    return judge(name, expected, measured, tolerance, reason, slack)
+
+
+def implied_tile_height(run: Run) -> float | None:
+    """Rows of queries that share one pass over K and V, from the counter: N_q over the passes it shows.
+
+    Full-mask forward only: SM<-L2 bytes = Q + passes (K + V) for each query head (FA2 Algorithm 1).
+    """
+    w, reads = run.workload, run.value("l2_read")
+    if reads is None or w.causal or w.pass_ != "fwd":
+        return None
+    per_pass = 2 * w.key_bytes * (w.heads // w.kv_heads)
+    passes = (reads - w.query_bytes) / per_pass
+    return w.seq_q / passes if passes > 0 else None
+
+
+def _tile_height(run: Run) -> Verdict | None:
+    height = implied_tile_height(run)
+    if height is None:
+        return None
+    used = next((use.block_m for use in run.uses if use.kernel == "flash_forward"), None)
+    name = "tile height from counter"
+    if used is None:
+        return Verdict(check=name, status="found", reason="rows of Q per pass over K and V", measured=height)
+    whole = run.workload.seq_q / -(-run.workload.seq_q // used)  # the last block of an odd N_q is not full
+    return judge(name, whole, height, L2_TOLERANCE, f"N_q / passes over K and V, B_r = {used}")
+
+
+def _compulsory(run: Run, side: str) -> Verdict | None:
+    """No cold run can move less than compulsory; more is the implementation's or the cache's doing."""
+    floor, measured = run.value(f"dram_{side}_compulsory"), run.value(f"dram_{side}")
+    name = f"DRAM {side} >= compulsory"
+    if floor is None:
+        return None
+    if measured is None:
+        return unchecked(name, _absent(run, f"dram_{side}"), floor)
+    if run.timing is not None and not run.timing.cold:
+        reason = "L2 was warm on purpose: tensors may be there already"
+        return Verdict(check=name, status="undecided", reason=reason, expected=floor, measured=measured)
+    if side == "write" and not _settled(run):
+        return Verdict(
+            check=name,
+            status="undecided",
+            reason="dirty lines that are still in L2 were not counted",
+            expected=floor,
+            measured=measured,
+        )
+    if measured >= floor > SLACK_BYTES:
+        reason = "each tensor crosses at least once"
+        return Verdict(check=name, status="holds", reason=reason, expected=floor, measured=measured)
+    reason = "less than the tensors hold: warm cache or lost counts"
+    return judge(name, floor, measured, L2_TOLERANCE, reason, SLACK_BYTES)
+
+
+def _settled(run: Run) -> bool:
+    """Whether the counted DRAM writes include the lines that were still dirty in L2 at the end."""
+    number = run.numbers.get("dram_write")
+    return number is not None and number.provenance == "measured" and "settled" in (number.reason or "")
+
+
+def _dram_model(run: Run) -> Verdict | None:
+    """DRAM reads as the L2 model predicts them."""
+    expected, measured = run.value("dram_read_modelled"), run.value("dram_read")
+    if expected is None:
+        return None
+    note = (run.numbers["dram_read_modelled"].reason or "L2 model").rstrip(".")
+    if measured is None:
+        return unchecked("DRAM read = L2 model", _absent(run, "dram_read"), expected)
+    return judge("DRAM read = L2 model", expected, measured, DRAM_MODEL_TOLERANCE, note, SLACK_BYTES)
+
+
+def _tensor_flops(row: Implementation, io: IOModel, run: Run) -> Verdict | None:
+    """FLOPs of the tensor units against what the tiles say, and why they differ from the convention."""
+    issued, convention, counted = (run.value(t) for t in ("flops_issued", "flops_convention", "flops_tensor"))
+    if issued is None or convention is None or run.workload.dtype == "fp32":
+        return None  # fp32 products run on the vector units
+    cause = flops_cause(io, run, issued / convention)
+    if counted is None:
+        return unchecked("tensor FLOPs = tiles", _absent(run, "flops_tensor"), issued)
+    name, ratio = "tensor FLOPs = tiles", counted / issued
+    if row.materialises and ratio > 1 + FLOPS_TOLERANCE:
+        cause = f"{ratio:.3f}x the products: a matmul library pads its tiles, which are not known"
+        return Verdict(check=name, status="undecided", reason=cause, expected=issued, measured=counted)
+    if abs(ratio - 1) > FLOPS_TOLERANCE:
+        cause = f"{ratio:.3f}x what the tiles execute: the model or the counter is wrong"
+    return judge(name, issued, counted, FLOPS_TOLERANCE, cause)
+
+
+def flops_cause(io: IOModel, run: Run, ratio: float) -> str:
+    """Why the units execute `ratio` times the FLOPs of the convention."""
+    if abs(ratio - 1) < FLOPS_TOLERANCE:
+        return "equals the convention"
+    causes = io.extra_flops(run.workload) or ("tiles padded at the edges",)
+    return f"{ratio:.3f}x the convention: {', '.join(causes)}"
