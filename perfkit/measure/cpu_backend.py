@@ -1,0 +1,204 @@
+"""The backend of the local CPU: the whole chain for real wherever torch is, against measured ceilings.
+
+A CPU has no data sheet here: its ceilings are what torch's own matmul and copy reach on it, measured at the
+start and marked so. Counters, clock and energy are not read.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from perfkit.errors import EnvironmentMissing
+from perfkit.measure import correctness
+from perfkit.measure.draft import Draft, OutOfMemory, Refused
+from perfkit.measure.environment import environment
+from perfkit.measure.loop import Batch, collect
+from perfkit.measure.options import Options
+from perfkit.measure.session import Stage
+from perfkit.measure.statistics import StoppingRule, median
+from perfkit.measure.targets import HOW_TO_INSTALL, resolve
+from perfkit.measure.timing import timing_of
+from perfkit.model.device import DeviceProfile
+from perfkit.model.device_figures import Figure, Figures, LevelFigures, Memory, Peak
+from perfkit.model.units import show
+from perfkit.ops.base import Op
+from perfkit.record import Environment, Status
+
+MATMUL: Final = 1024
+COPY_BYTES: Final = 256 << 20
+_SECONDS: Final = 0.3
+
+
+class CpuSampler:
+    """Wall-clock samples of work on the CPU. Caches are as the last run left them."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+
+    def batch(self, count: int) -> Batch:
+        """`count` samples, one after another."""
+        samples = [_timed(self._work) for _ in range(count)]
+        return Batch(samples_s=samples, clock_hz=[None] * count)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _best(work: Callable[[], object]) -> float:
+    """The shortest of the runs that fit _SECONDS, the first one not counted: a ceiling is the best seen."""
+    work()
+    samples: list[float] = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < _SECONDS or len(samples) < 3:
+        samples.append(_timed(work))
+    return min(samples)
+
+
+def measured_profile(dtypes: tuple[str, ...]) -> DeviceProfile:
+    """This CPU as a device: matmul and copy rates of torch, measured now. Needs torch and a second."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise EnvironmentMissing(
+            "--device cpu measures with torch, which is not installed", HOW_TO_INSTALL
+        ) from error
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    cores = torch.get_num_threads()
+    clock = 1e6  # per-clock rates mean nothing here; a nominal MHz keeps their rounding small
+    peaks = []
+    for dtype in dtypes:
+        a = torch.randn(MATMUL, MATMUL, dtype=kinds[dtype])
+        rate = 2 * MATMUL**3 / _best(lambda a=a: a @ a)  # type: ignore[misc]
+        per_clock = max(1, round(rate / clock / cores))
+        peaks.append(
+            Peak(dtype=dtype, pipe="vector", flop_per_s=per_clock * clock * cores,
+                 flop_per_clock_per_sm=per_clock, source="matmul")
+        )  # fmt: skip
+    source = torch.randn(COPY_BYTES // 4)
+    target = torch.empty_like(source)
+    bandwidth = 2 * COPY_BYTES / _best(lambda: target.copy_(source))
+    memory, cache = _memory_bytes(), _cache_bytes()
+
+    def system(value: int) -> Figure[int]:
+        return Figure(value=value, source="system")
+
+    return DeviceProfile(
+        name="cpu",
+        model=environment(with_torch=False).cpu or platform.machine(),
+        vendor="CPU",
+        architecture=platform.machine(),
+        chip="cpu",
+        compute_capability="0.0",
+        derived=True,
+        peaks=tuple(peaks),
+        figures=Figures(
+            sm_count=system(cores),
+            boost_hz=Figure(value=clock, source="nominal"),
+            exp_per_clock_per_sm=Figure(value=1, source="nominal"),
+            registers_bytes_per_sm=Figure(value=1, source="nominal"),
+            shared_bytes_per_block=Figure(value=1, source="nominal"),
+        ),
+        memory=Memory(
+            dram=LevelFigures(
+                capacity_bytes=system(memory), bytes_per_s=Figure(value=bandwidth, source="copy")
+            ),
+            l2=LevelFigures(capacity_bytes=system(cache)),
+            shared=LevelFigures(capacity_bytes=Figure(value=1, source="nominal")),
+        ),
+        sources={
+            "matmul": f"measured: torch matmul {MATMUL}^3 on {cores} threads, best of {_SECONDS} s",
+            "copy": f"measured: torch copy of {COPY_BYTES >> 20} MiB, read + write, best of {_SECONDS} s",
+            "system": "the operating system",
+            "nominal": "no meaning on a CPU; 1 MHz stands for its clock",
+        },
+    )
+
+
+def _memory_bytes() -> int:
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cache_bytes() -> int:
+    """The last-level cache, or 1 byte where the system does not say."""
+    import os
+
+    sizes = [
+        os.sysconf(name)
+        for name in ("SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE")
+        if name in os.sysconf_names
+    ]
+    return max([1, *sizes])
+
+
+def _free_bytes() -> int:
+    with open("/proc/meminfo") as lines:
+        return next(
+            (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62
+        )
+
+
+def open_cpu(dtype: str, options: Options) -> "CpuBackend":
+    """The backend of this CPU, its ceilings for `dtype` measured first."""
+    return CpuBackend(measured_profile((dtype,)), options)
+
+
+class CpuBackend:
+    """Measures `standard` and torch's SDPA on this CPU."""
+
+    name = "cpu"
+    hardware: str | None = "cpu"
+    missing = "not read on a CPU"
+    status: Status = "measured"
+    notes: tuple[str, ...] = ("ceilings are torch's own matmul and copy on this CPU, measured",)
+
+    def __init__(self, profile: DeviceProfile, options: Options) -> None:
+        self.profile = profile
+        self.options = options
+
+    def environment(self) -> Environment:
+        """Versions and names, torch's included."""
+        return environment(with_torch=True)
+
+    def measure(self, op: Op, draft: Draft, stage: Stage) -> None:  # noqa: ARG002
+        """Correctness, then wall-clock time."""
+        w, row = draft.workload, draft.row
+        need = row.workspace(w) + 4 * (w.query_bytes + w.key_bytes)
+        if need > _free_bytes():
+            raise Refused(
+                f"needs {show(need, 'bytes')}, and {show(_free_bytes(), 'bytes')} of memory are free"
+            )
+        stage("checking against the oracle")
+        inputs = correctness.make_inputs(w, "cpu")
+        attention: Any = resolve(row.target)
+        try:
+            work, result = correctness.callables(w, inputs, attention, None)
+            errors = correctness.compare(w, inputs, result())
+        except (ValueError, NotImplementedError) as error:
+            raise Refused(str(error).splitlines()[0]) from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):
+                raise
+            raise OutOfMemory(f"predicted need {show(need, 'bytes')}") from error
+        draft.put("error", errors.error, "measured", note=f"against float64, {errors.scope}")
+        draft.put("eager_error", errors.eager_error, "measured", note=errors.scope)
+        correctness.require(w, errors)
+        stage("timing")
+        rule = StoppingRule(limit_s=self.options.limit_s)
+        collected = collect(CpuSampler(work), rule, time.perf_counter)
+        timing = timing_of(
+            collected, clock_source="none", cold=False, graph=False, launch_hidden=True, warmup_s=0.0
+        )
+        draft.timing = timing
+        draft.put("time", median(timing.samples_s), "measured")
+        draft.put("time_low", timing.ci_low_s, "measured", absent="fewer than 6 samples")
+        draft.put("time_high", timing.ci_high_s, "measured", absent="fewer than 6 samples")
+        if not timing.converged:
+            draft.notes.append(f"timing did not settle: {timing.stop_reason}")
+        if timing.interrupted:
+            raise KeyboardInterrupt

@@ -1,0 +1,58 @@
+"""The numbers of a run that need no execution, and the backend that gives nothing else."""
+
+from perfkit.measure.draft import Draft
+from perfkit.model.device import DeviceProfile
+from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import Implementation, Op, Uses
+
+
+def capability_of(profile: DeviceProfile) -> tuple[int, int]:
+    """The compute capability as (major, minor)."""
+    major, minor = profile.compute_capability.split(".")
+    return int(major), int(minor)
+
+
+def planned(row: Implementation, w: AttentionWorkload, profile: DeviceProfile) -> Uses:
+    """The tiles that `row` would run on `profile`; empty where they are not known."""
+    if row.plan is None:
+        return ()
+    # Other vendors' version numbers mean something else: they get the tiles of 64 KiB of shared memory.
+    return row.plan(w, capability_of(profile) if profile.vendor == "NVIDIA" else (0, 0))
+
+
+def add_model(op: Op, draft: Draft, profile: DeviceProfile) -> None:
+    """Add every modelled number of the draft's implementation, with the tiles that it has or would have."""
+    w, row = draft.workload, draft.row
+    draft.put("flops_convention", op.flops_convention(w), "modelled")
+    draft.put("flops_exact", op.flops_exact(w), "modelled")
+    least = op.compulsory(w)
+    draft.put("dram_read_compulsory", least.read_bytes, "modelled")
+    draft.put("dram_write_compulsory", least.write_bytes, "modelled")
+    if row.io is None:
+        draft.put("exps", op.exps(w), "modelled")
+        tags = (
+            "flops_issued",
+            "l2_read_modelled",
+            "l2_write_modelled",
+            "dram_read_modelled",
+            "dram_write_modelled",
+        )
+        draft.lack(tags, "the tiles of this implementation are not known")
+        return
+    # A kernel that did not get to run (the backward failed) is modelled with the tile that it would have had.
+    ran = {use.kernel for use in draft.uses}
+    draft.uses.extend(use for use in planned(row, w, profile) if use.kernel not in ran)
+    uses = tuple(draft.uses)
+    draft.put("flops_issued", row.io.issued_flops(w, uses), "modelled")
+    draft.put("exps", row.io.exps(w, uses), "modelled")
+    if "launches" not in draft.numbers:
+        draft.put("launches", row.io.launches(w), "modelled")
+    if row.io.level == "L2":
+        traffic = row.io.traffic(w, uses)
+        draft.put("l2_read_modelled", traffic.read_bytes, "modelled", note=row.io.source)
+        draft.put("l2_write_modelled", traffic.write_bytes, "modelled", note=row.io.source)
+    else:
+        draft.lack(("l2_read_modelled", "l2_write_modelled"), "the tiles of its matmul library are not known")
+    cached = row.io.dram(w, uses, profile)
+    draft.put("dram_read_modelled", cached.traffic.read_bytes, "modelled", note=cached.reason)
+    draft.put("dram_write_modelled", cached.traffic.write_bytes, "modelled", note=cached.reason)
