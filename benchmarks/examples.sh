@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The records of docs/examples: attention forward and backward over N on the local GPU.
+#   benchmarks/examples.sh FOLDER
+set -u
+folder=${1:?the folder to write records to}
+peers=standard,flash,sdpa-flash,sdpa-cudnn
+one() { # name, options
+  local name=$1
+  shift
+  python3 -m perfkit roofline "$@" --json "$folder/$name.json" --force >"$folder/$name.txt" 2>>"$folder/errors.log" ||
+    echo "$name failed" >&2
+}
+for pass in fwd bwd; do
+  for seq in 2k 4k 8k 16k 32k 64k; do
+    one "$pass-d64-$seq" --pass "$pass" --seq "$seq" --impl $peers
+  done
+  for seq in 4k 16k 64k; do
+    one "$pass-d128-$seq" --pass "$pass" --seq "$seq" --head-dim 128 --impl $peers
+    one "$pass-d128-$seq-causal" --pass "$pass" --seq "$seq" --head-dim 128 --causal --impl $peers
+  done
+done
+one all-d64-16k --impl all

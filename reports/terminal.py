@@ -1,0 +1,156 @@
+"""The report in the terminal: workload, roofline, table, IO check, where the time went, provenance."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from perfkit.analysis.study import Finding, Study
+from perfkit.model.units import short_count, show
+from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.reports import plot, tables
+
+PASS_WORDS: Final = {"fwd": "forward", "bwd": "backward", "fwd-bwd": "forward + backward"}
+
+
+def describe(w: AttentionWorkload) -> str:
+    """The workload in one line."""
+    heads = f"{w.heads} heads" if w.heads == w.kv_heads else f"{w.heads} heads over {w.kv_heads} K/V heads"
+    seq = (
+        f"N {short_count(w.seq_q)}"
+        if w.seq_q == w.seq_k
+        else f"N_q {short_count(w.seq_q)}, N_k {short_count(w.seq_k)}"
+    )
+    mask = "causal" if w.causal else "full mask"
+    return f"batch {w.batch}, {heads}, {seq}, d {w.head_dim}, {w.dtype}, {mask}, {PASS_WORDS[w.pass_]}"
+
+
+def render(study: Study, width: int = 80) -> RenderableType:
+    """The whole report for a terminal of `width` columns."""
+    parts: list[RenderableType] = [_header(study)]
+    picture = plot.roofline(study, width)
+    if picture is not None:
+        parts += [Text(), _title("Roofline", "FLOP/s over FLOP/byte"), picture, _legend(study)]
+    parts += [Text(), tables.results(study)]
+    parts += _failures(study)
+    if any(finding.verdicts for finding in study.findings):
+        parts += [Text(), _title("IO check", "traffic against the model"), tables.verdicts(study)]
+    if any(finding.placement.achieved for finding in study.findings):
+        parts += [
+            Text(),
+            _title("Ceilings", "what each allows at this intensity, and the share of it achieved"),
+        ]
+        parts += [tables.ceilings(study)]
+    if any(finding.losses for finding in study.findings):
+        parts += [Text(), _title("Where the time went", "parts of each measured time"), tables.losses(study)]
+    if any(finding.placement.time_s for finding in study.findings):
+        parts += [
+            Text(),
+            _title("Run conditions", "clock of the samples; the rest back to back"),
+            tables.conditions(study),
+        ]
+    parts += [Text(), *_notes(study)]
+    return Group(*parts)
+
+
+def _title(text: str, rest: str = "") -> Text:
+    return Text.assemble((text, "bold"), f"  {rest}" if rest else "")
+
+
+def _header(study: Study) -> Text:
+    record = study.record
+    device = record.device
+    text = _title(f"{record.op} on {device.model}")
+    text.append(f"\n{describe(record.runs[0].workload)}" if record.runs else "")
+    if record.backend == "model":
+        text.append("\nMODELLED: no number here was measured", "bold yellow")
+    elif record.backend == "fake":
+        text.append("\nFAKE: no number here was measured", "bold yellow")
+    return text
+
+
+def _legend(study: Study) -> Text:
+    marks = plot.letters(study)
+    text = Text("UPPER case at DRAM, lower case at SM<->L2: ")
+    text.append(", ".join(f"{letter} {name}" for name, letter in marks.items()))
+    text.append("\n")
+    text.append(_roof_words(study))
+    return text
+
+
+def _roof_words(study: Study) -> str:
+    placed = next((f.placement for f in study.findings if f.placement.datasheet), None)
+    if placed is None or placed.datasheet is None:
+        return ""
+    sheet = placed.datasheet
+    name = "measured ceilings" if study.record.backend == "cpu" else "data sheet"
+    at = "" if study.record.backend == "cpu" else f" at {show(sheet.clock_hz, 'hertz')}"
+    words = f"line: {name}, {show(sheet.compute, 'flop_rate')}{at}"
+    roofs = [
+        f.placement.roof
+        for f in study.findings
+        if f.placement.roof and f.placement.roof.source == "run clock"
+    ]
+    if roofs:
+        low = min(roofs, key=lambda roof: roof.clock_hz)
+        words += (
+            f"\ndots: lowest run clock, {show(low.compute, 'flop_rate')} at {show(low.clock_hz, 'hertz')}"
+        )
+    elif not tables.measured(study):
+        words += "; marks stand at the least time"
+    return words
+
+
+def _failures(study: Study) -> list[RenderableType]:
+    lines = []
+    for finding in study.findings:
+        run, invalid = finding.placement.run, finding.placement.invalid
+        if run.reason:
+            lines.append(Text.assemble((f"{run.impl}: {run.status}", "yellow"), f": {run.reason}"))
+        if invalid:
+            lines.append(Text.assemble((f"{run.impl}: INVALID", "bold red"), f": {invalid}"))
+    return [Padding(line, (0, 0, 0, 2), expand=False) for line in lines]
+
+
+def _notes(study: Study) -> Iterator[RenderableType]:
+    record = study.record
+    modelled = any(point.provenance != "measured" for f in study.findings for point in f.placement.points)
+    if modelled:
+        yield _note("* modelled, not measured")
+    if any(point.upper for f in study.findings for point in f.placement.points):
+        yield _note("+ at least: compulsory traffic, the implementation's tiles are not known")
+    yield _note(f"device profile: {record.device.name}{' (derived)' if record.device.derived else ''}")
+    for note in record.notes:
+        yield _note(note)
+    seen: set[str] = set()
+    for finding in study.findings:
+        run = finding.placement.run
+        for text in (*run.notes, *_reasons(finding)):
+            if text not in seen:
+                seen.add(text)
+                yield _note(f"{run.impl}: {text}")
+
+
+def _reasons(finding: Finding) -> Iterator[str]:
+    """What a reader needs to know about a run's numbers."""
+    run = finding.placement.run
+    for use in run.uses:
+        if use.registers is not None:
+            yield (
+                f"{use.kernel}: {use.block_m}x{use.block_n}, {use.num_warps} warps, "
+                f"{use.num_stages} stages, {(use.shared_bytes or 0) / 1024:.0f} KiB shared, "
+                f"{use.registers} registers, {use.spills} spilled"
+            )
+    if run.clock_reasons:
+        yield f"clock limited by {', '.join(run.clock_reasons)}"
+    for verdict in finding.verdicts:
+        if verdict.status in ("violated", "undecided"):
+            yield f"{verdict.check}: {verdict.status}: {verdict.reason}"
+        elif "x the convention" in verdict.reason:
+            yield f"FLOPs {verdict.reason}"
+
+
+def _note(text: str) -> RenderableType:
+    return Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False)
