@@ -2,10 +2,11 @@
 
 from typing import Final
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from perfkit.analysis import io_check
 from perfkit.analysis.placement import Point
 from perfkit.analysis.study import Study
 from perfkit.analysis.verdict import Verdict
@@ -16,6 +17,12 @@ from perfkit.reports import plot
 STATUS_STYLE: Final = {
     "holds": "green", "violated": "bold red", "found": "cyan", "undecided": "yellow", "unchecked": "dim",
 }  # fmt: skip
+
+_WITHIN: Final = (
+    f"holds within: IO model {io_check.L2_TOLERANCE:.0%} at SM<->L2, "
+    f"{io_check.DRAM_ALGORITHM_TOLERANCE:.0%} at DRAM; "
+    f"L2 model {io_check.DRAM_MODEL_TOLERANCE:.0%}; FLOPs {io_check.FLOPS_TOLERANCE:.1%}"
+)
 
 
 def measured(study: Study) -> bool:
@@ -92,7 +99,7 @@ def verdicts(study: Study) -> RenderableType:
             status = Text(verdict.status, STATUS_STYLE[verdict.status])
             table.add_row(name, verdict.check, show(verdict.expected, hint), *cells, status)
             name = ""
-    return table
+    return Group(table, Text(_WITHIN, "dim")) if judged else table
 
 
 def _off(verdict: Verdict) -> str:
