@@ -114,9 +114,24 @@ class Judge:
         return Errors(error=found[worst], eager_error=eager[worst], scope=scope)
 
 
-def compare(w: AttentionWorkload, inputs: Inputs, result: tuple[Any, ...]) -> Errors:
-    """The errors of one result, for a workload that nothing else is compared on."""
-    return Judge(w, inputs).errors(result)
+class Bench:
+    """A workload's inputs on a device and the judge of results on them, made once for all that run it."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._made: tuple[AttentionWorkload, Inputs, Judge] | None = None
+
+    def has(self, w: AttentionWorkload) -> bool:
+        """Whether the inputs of `w` are in memory."""
+        return self._made is not None and self._made[0] == w
+
+    def inputs(self, w: AttentionWorkload) -> tuple[Inputs, Judge]:
+        """The inputs of `w` and their judge; those of another workload are dropped first."""
+        if self._made is None or self._made[0] != w:
+            self._made = None
+            made = make_inputs(w, self._device)
+            self._made = (w, made, Judge(w, made))
+        return self._made[1:]
 
 
 def require(w: AttentionWorkload, errors: Errors) -> None:

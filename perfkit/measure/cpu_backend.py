@@ -160,6 +160,7 @@ class CpuBackend:
     def __init__(self, profile: DeviceProfile, options: Options) -> None:
         self.profile = profile
         self.options = options
+        self._bench = correctness.Bench("cpu")
 
     def environment(self) -> Environment:
         """Versions and names, torch's included."""
@@ -174,11 +175,11 @@ class CpuBackend:
                 f"needs {show(need, 'bytes')}, and {show(_free_bytes(), 'bytes')} of memory are free"
             )
         stage("checking against the oracle")
-        inputs = correctness.make_inputs(w, "cpu")
+        inputs, judge = self._bench.inputs(w)
         attention: Any = resolve(row.target)
         try:
             work, result = correctness.callables(w, inputs, attention, None)
-            errors = correctness.compare(w, inputs, result())
+            errors = judge.errors(result())
         except (ValueError, NotImplementedError) as error:
             raise Refused(str(error).splitlines()[0]) from error
         except (MemoryError, RuntimeError) as error:

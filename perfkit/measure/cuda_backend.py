@@ -43,7 +43,7 @@ class CudaBackend:
         self.profile = profile
         self.options = options
         self._notes: list[str] = []
-        self._inputs: tuple[AttentionWorkload, correctness.Inputs, correctness.Judge] | None = None
+        self._bench = correctness.Bench("cuda")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ class CudaBackend:
         self._check_memory(row, w)
         stage("compiling")
         attention = resolve(row.target)
-        inputs, judge = self._make_inputs(w)
+        inputs, judge = self._bench.inputs(w)
         uses: list[Any] = []
         try:
             work, result = correctness.callables(w, inputs, attention, uses)
@@ -152,14 +152,8 @@ class CudaBackend:
             draft.lack(tags, error.message)
         draft.lack(tags, "not obtained")
 
-    def _make_inputs(self, w: AttentionWorkload) -> tuple[correctness.Inputs, correctness.Judge]:
-        if self._inputs is None or self._inputs[0] != w:
-            inputs = correctness.make_inputs(w, "cuda")
-            self._inputs = (w, inputs, correctness.Judge(w, inputs))
-        return self._inputs[1:]
-
     def _check_memory(self, row: Implementation, w: AttentionWorkload) -> None:
-        inputs = 0 if self._inputs and self._inputs[0] == w else 2 * w.query_bytes + 2 * w.key_bytes
+        inputs = 0 if self._bench.has(w) else 2 * w.query_bytes + 2 * w.key_bytes
         results = w.query_bytes + (0 if w.pass_ == "fwd" else w.query_bytes + 2 * w.key_bytes)
         need, free = row.workspace(w) + inputs + results, free_memory()
         if need > free:

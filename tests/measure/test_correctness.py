@@ -11,8 +11,8 @@ from perfkit.measure.correctness import (
     FLOOR,
     Errors,
     Inputs,
+    Judge,
     callables,
-    compare,
     make_inputs,
     require,
 )
@@ -37,7 +37,7 @@ def standard(*tensors: Any, **options: Any) -> Any:
 
 def errors_of(w: AttentionWorkload, attention: Attention) -> Errors:
     inputs = make_inputs(w, "cpu")
-    return compare(w, inputs, callables(w, inputs, attention, None)[1]())
+    return Judge(w, inputs).errors(callables(w, inputs, attention, None)[1]())
 
 
 PASSES = ("fwd", "bwd", "fwd-bwd")
@@ -122,9 +122,9 @@ def test_each_tensor_is_held_against_its_own_eager_error() -> None:
     w = make(pass_="fwd-bwd", dtype="bf16", seq_q=256, seq_k=256)
     inputs = make_inputs(w, "cpu")
     out, *gradients = callables(w, inputs, standard, None)[1]()
-    right = compare(w, inputs, (out, *gradients))
+    right = Judge(w, inputs).errors((out, *gradients))
     require(w, right)
-    spoilt = compare(w, inputs, (out + 4 * right.eager_error, *gradients))
+    spoilt = Judge(w, inputs).errors((out + 4 * right.eager_error, *gradients))
     with pytest.raises(Incorrect):
         require(w, spoilt)
 
