@@ -25,8 +25,9 @@ from perfkit.measure.clock import ClockProbe, open_clock, stamp_kernel
 from perfkit.measure.energy import energy_per_op
 from perfkit.measure.environment import environment
 from perfkit.measure.flush import L2Flush
-from perfkit.measure.machine import find_ncu
+from perfkit.measure.ncu import find_ncu
 from perfkit.measure.nvml import GpuMonitor, monitor_of_torch
+from perfkit.measure.sampling import sampling
 from perfkit.measure.statistics import StoppingRule
 from perfkit.measure.timing import Timing, time_cuda
 from perfkit.measure.torch_cuda import cuda
@@ -191,10 +192,10 @@ class Check:
         """Energy back to back, and NVML's view of the same stretch."""
         assert self.monitor
         for name, amount, unit in (("matmul", FLOP, "pJ/FLOP"), ("copy", STREAM_BYTES, "pJ/byte")):
-            with self.monitor.sampling() as sampling:
+            with sampling(self.monitor) as looks:
                 energy = energy_per_op(self.works[name], self.monitor, 0.4, self.clock)
             each = f"{energy.joules_per_op / amount * 1e12:.2f} {unit}" if energy.joules_per_op else "-"
-            print(f"  {name}: {energy}\n    {each}\n    {sampling.summary}")
+            print(f"  {name}: {energy}\n    {each}\n    {looks.summary}")
 
     def do_bench(self) -> None:
         """Triton's median beside ours (it writes 256 MiB before each call)."""
@@ -208,11 +209,7 @@ class Check:
 
     def ncu(self) -> None:
         """Nsight Compute's duration of the same kernels, caches flushed, clocks left alone."""
-        program = find_ncu(Path("/opt/nvidia/nsight-compute"))
-        if not program:
-            print("  ncu not found")
-            return
-        command = [program, "--csv", "--clock-control", "none", "--cache-control", "all"]
+        command = [find_ncu(), "--csv", "--clock-control", "none", "--cache-control", "all"]
         command += ["--profile-from-start", "off", "--print-units", "base"]
         command += ["--metrics", "gpu__time_duration.sum", sys.executable, __file__, "--worker"]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -16,6 +16,7 @@ from perfkit.measure.flush import L2Flush
 from perfkit.measure.memory import free_memory, peak_memory
 from perfkit.measure.nvml import GpuMonitor, monitor_of_torch
 from perfkit.measure.options import Options
+from perfkit.measure.sampling import sampling
 from perfkit.measure.session import Stage
 from perfkit.measure.statistics import StoppingRule, median
 from perfkit.measure.targets import resolve
@@ -165,7 +166,7 @@ class CudaBackend:
         if self.monitor is None:
             timing = time_cuda(work, flush=flush, rule=rule, clock=self.clock, use_graph=self.options.graph)
         else:
-            with self.monitor.sampling() as looks:
+            with sampling(self.monitor) as looks:
                 timing = time_cuda(
                     work, flush=flush, rule=rule, clock=self.clock, use_graph=self.options.graph
                 )

@@ -4,16 +4,12 @@ Base units: hertz, watt, joule, byte, degree Celsius. A field that this GPU, dri
 is None, and `absent` says why. Field semantics: NVML API Reference, "Device Queries".
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import msgspec
 
 from perfkit.errors import EnvironmentMissing
-
-if TYPE_CHECKING:
-    from perfkit.measure.sampling import Sampling
 
 #: Bits of nvmlDeviceGetCurrentClocksEventReasons; 0x200 and 0x400 come from older drivers.
 CLOCK_REASONS: Final[tuple[tuple[int, str], ...]] = (
@@ -160,18 +156,6 @@ class GpuMonitor:
         got = {field: self.read(field) for field in fields or self._readers}
         absent = {field: reason for field, (_, reason) in got.items() if reason}
         return GpuState(**{field: value for field, (value, _) in got.items()}, absent=absent)
-
-    @contextmanager
-    def sampling(self, interval_s: float = 0.02) -> "Iterator[Sampling]":
-        """Look at clock, power, temperature and reasons every `interval_s` from a thread, in the block."""
-        from perfkit.measure.sampling import Sampling
-
-        sampling = Sampling(self, interval_s)
-        sampling.start()
-        try:
-            yield sampling
-        finally:
-            sampling.stop()
 
 
 def monitor_of_torch(device: int | None = None) -> GpuMonitor:

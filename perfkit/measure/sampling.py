@@ -6,6 +6,8 @@ a sample whose launches it delays is found out and dropped by `perfkit.measure.t
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -91,3 +93,14 @@ class Sampling:
     def summary(self) -> GpuSummary:
         """Everything seen so far."""
         return summarise(list(self._looks), (self._end or time.perf_counter()) - self._began)
+
+
+@contextmanager
+def sampling(monitor: GpuMonitor, interval_s: float = 0.02) -> Iterator[Sampling]:
+    """Look at clock, power, temperature and reasons every `interval_s` from a thread, in the block."""
+    looks = Sampling(monitor, interval_s)
+    looks.start()
+    try:
+        yield looks
+    finally:
+        looks.stop()

@@ -16,7 +16,7 @@ from perfkit.measure.nvml import (
     clock_reasons,
     visible_gpu,
 )
-from perfkit.measure.sampling import Spread, summarise
+from perfkit.measure.sampling import Spread, sampling, summarise
 
 
 class NVMLError(Exception):
@@ -201,11 +201,11 @@ def test_summary_of_nothing() -> None:
 
 
 def test_sampling_looks_while_the_block_runs() -> None:
-    with GpuMonitor(FakeNvml(), "gpu").sampling(interval_s=0.002) as sampling:
+    with sampling(GpuMonitor(FakeNvml(), "gpu"), interval_s=0.002) as looks:
         time.sleep(0.02)
-    summary = sampling.summary
+    summary = looks.summary
     assert summary.looks >= 2
     assert summary.seconds >= 0.02
     assert summary.sm_clock_hz == Spread(least=1.455e9, median=1.455e9, greatest=1.455e9)
     assert summary.clock_reasons == {"software power cap": pytest.approx(1.0)}
-    assert sampling.summary == summary  # it has ended: nothing moves any more
+    assert looks.summary == summary  # it has ended: nothing moves any more
