@@ -124,13 +124,10 @@ def _notes(study: Study) -> Iterator[RenderableType]:
     yield _note(f"device profile: {record.device.name}{' (derived)' if record.device.derived else ''}")
     for note in record.notes:
         yield _note(note)
-    seen: set[str] = set()
     for finding in study.findings:
         run = finding.placement.run
-        for text in (*run.notes, *_reasons(finding)):
-            if text not in seen:
-                seen.add(text)
-                yield _note(f"{run.impl}: {text}")
+        for text in dict.fromkeys((*run.notes, *_reasons(finding))):
+            yield _note(f"{run.impl}: {text}")
 
 
 def _reasons(finding: Finding) -> Iterator[str]:

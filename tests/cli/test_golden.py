@@ -106,3 +106,13 @@ def test_csv_has_a_row_for_every_number(
     assert flash["flops_tensor"]["value"] == str(16 * 4 * 16384**2 * 64)  # 4 N^2 d for each of 16 heads
     assert flash["l2_read_modelled"]["provenance"] == "modelled"
     assert {"intensity_dram", "efficiency_clock", "tile_height"} <= flash.keys()
+
+
+def test_a_note_on_two_runs_stands_at_both(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same words may be true of several implementations: none of them may lose its note."""
+    arguments = ["roofline", "--device", "fake", "--impl", "flash,standard", "--seq", "16"]
+    shown = output(arguments, monkeypatch, capsys)
+    note = "DRAM read >= compulsory: undecided: too little traffic"
+    assert all(f"  {impl}: {note}" in shown for impl in ("flash", "standard"))
