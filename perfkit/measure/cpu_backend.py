@@ -16,7 +16,7 @@ from perfkit.measure.environment import environment
 from perfkit.measure.loop import Batch, collect
 from perfkit.measure.options import Options
 from perfkit.measure.session import Stage
-from perfkit.measure.statistics import StoppingRule, median
+from perfkit.measure.statistics import StoppingRule
 from perfkit.measure.targets import HOW_TO_INSTALL, resolve
 from perfkit.measure.timing import timing_of
 from perfkit.model.device import DeviceProfile
@@ -195,11 +195,4 @@ class CpuBackend:
         timing = timing_of(
             collected, clock_source="none", cold=False, graph=False, launch_hidden=True, warmup_s=0.0
         )
-        draft.timing = timing
-        draft.put("time", median(timing.samples_s), "measured")
-        draft.put("time_low", timing.ci_low_s, "measured", absent="fewer than 6 samples")
-        draft.put("time_high", timing.ci_high_s, "measured", absent="fewer than 6 samples")
-        if not timing.converged:
-            draft.notes.append(f"timing did not settle: {timing.stop_reason}")
-        if timing.interrupted:
-            raise KeyboardInterrupt
+        draft.timed(timing, self.missing)

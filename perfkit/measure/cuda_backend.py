@@ -18,7 +18,7 @@ from perfkit.measure.nvml import GpuMonitor, monitor_of_torch
 from perfkit.measure.options import Options
 from perfkit.measure.sampling import sampling
 from perfkit.measure.session import Stage
-from perfkit.measure.statistics import StoppingRule, median
+from perfkit.measure.statistics import StoppingRule
 from perfkit.measure.targets import resolve
 from perfkit.measure.timing import time_cuda
 from perfkit.model.device import DeviceProfile
@@ -115,7 +115,7 @@ class CudaBackend:
                 raise Refused("torch has no kernel of this kind for the workload") from error
             raise
         draft.uses.extend(KernelUse(**use._asdict()) for use in dict.fromkeys(uses))
-        work, result = correctness.callables(w, inputs, attention, None)  # recording costs host time
+        work, _ = correctness.callables(w, inputs, attention, None)  # recording costs host time
         errors = judge.errors(produced)
         del produced
         draft.put("error", errors.error, "measured", note=f"against float64, {errors.scope}")
@@ -176,23 +176,7 @@ class CudaBackend:
             )
             if summary.temperature_c:
                 draft.put("temperature", summary.temperature_c.median, "measured")
-        draft.timing = timing
-        draft.put("time", timing.median_s, "measured")
-        draft.put("time_low", timing.ci_low_s, "measured", absent="fewer than 6 samples")
-        draft.put("time_high", timing.ci_high_s, "measured", absent="fewer than 6 samples")
-        clocks = [hz for hz in timing.clock_hz if hz is not None]
-        draft.put(
-            "clock",
-            median(clocks) if clocks else None,
-            "measured",
-            absent="no clock could be read for a sample this short",
-        )
-        if not timing.converged:
-            draft.notes.append(f"timing did not settle: {timing.stop_reason}")
-        if not timing.launch_hidden:
-            draft.notes.append("launch overhead is in the time: the work waits for the host")
-        if timing.interrupted:
-            raise KeyboardInterrupt
+        draft.timed(timing, "no clock could be read for a sample this short")
 
     def _energy(self, draft: Draft, work: Callable[[], object]) -> None:
         if self.monitor is None:

@@ -10,6 +10,7 @@ torch: Any = pytest.importorskip("torch")
 from perfkit.measure import correctness, counters, cuda_backend  # noqa: E402
 from perfkit.measure.counter_errors import InsufficientPrivileges  # noqa: E402
 from perfkit.measure.cuda_backend import CudaBackend  # noqa: E402
+from perfkit.measure.nvml import GpuState  # noqa: E402
 from perfkit.measure.options import Options  # noqa: E402
 from perfkit.measure.session import run_session  # noqa: E402
 from perfkit.model.catalogue import load  # noqa: E402
@@ -50,10 +51,10 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     )
     monkeypatch.setattr(counters, "collect", lambda *_, **__: READING)
 
-    def run(name: str = "standard", w: AttentionWorkload = W) -> Run:
+    def run(name: str = "standard", w: AttentionWorkload = W, monitor: Any = None) -> Run:
         backend = CudaBackend(load("h200-141gb-sxm"), Options(energy=False))
         backend._bench = correctness.Bench("cpu")
-        monkeypatch.setattr(type(backend), "monitor", None)
+        monkeypatch.setattr(type(backend), "monitor", monitor)
         monkeypatch.setattr(type(backend), "clock", None)
         row = OP.implementation(name)
         assert row is not None
@@ -149,3 +150,14 @@ def test_what_does_not_fit_is_refused_before_it_runs(
 def test_backward_passes_are_checked_too(measure: Callable[..., Run], pass_: str) -> None:
     run = measure(w=AttentionWorkload(seq_q=64, seq_k=64, heads=2, kv_heads=2, pass_=pass_))  # type: ignore[arg-type]
     assert (run.status, run.numbers["peak_memory"].reason) == ("measured", "forward and backward together")
+
+
+def test_the_driver_is_watched_while_it_is_timed(measure: Callable[..., Run]) -> None:
+    class Monitor:
+        def state(self, *fields: str) -> GpuState:
+            assert "temperature_c" in fields
+            return GpuState(temperature_c=51.0, clock_reasons=("software power cap",))
+
+    run = measure(monitor=Monitor())
+    assert run.value("temperature") == 51
+    assert run.clock_reasons == ("software power cap (100%)",)
