@@ -2,7 +2,7 @@
 
     python benchmarks/counters_vs_ncu.py --out counters_vs_ncu.json
 
-Both leave caches and clocks alone, and L2 begins clean and cold: so raw values are compared with raw values.
+Both leave clocks alone, and L2 begins clean and cold: so raw values are compared with raw values.
 Settled writes stand beside them. A part that fails says so, and the others go on.
 """
 

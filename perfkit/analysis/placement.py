@@ -12,8 +12,6 @@ from perfkit.record import Provenance, Record, Run
 #: How far above a roof a rate may lie before it is called impossible: the error of clocks and counters.
 ROOF_TOLERANCE: Final = 0.01
 
-TENSOR_DTYPES: Final = ("bf16", "fp16", "tf32", "fp8", "int8")
-
 
 class Roof(msgspec.Struct, frozen=True, kw_only=True):
     """The ceilings at one SM clock: compute (FLOP/s), exp (1/s), DRAM and L2 bandwidth (byte/s)."""

@@ -1,6 +1,6 @@
 """A backend that measures nothing and answers exactly: for tests of whole outputs.
 
-Time is 1.25 times the longest floor at the data sheet's clock; counters repeat the model. Everything that it
+Time is 1.25 times the floor of FLOPs or DRAM bytes at 1500 MHz; counters repeat the model. Everything that it
 gives is marked measured, because that is what the code after it must see.
 """
 

@@ -12,8 +12,3 @@ DTYPE_BYTES: Final[dict[str, int]] = {
     "fp8": 1,
     "int8": 1,
 }
-
-
-def dtype_bytes(dtype: str) -> int:
-    """Bytes that one element of `dtype` takes in memory; KeyError for an unknown name."""
-    return DTYPE_BYTES[dtype]
