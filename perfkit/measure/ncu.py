@@ -11,12 +11,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from perfkit.measure.counter_errors import CountersUnavailable, InsufficientPrivileges, ProfilerBusy
 from perfkit.measure.kernel_names import short_name
 from perfkit.measure.metrics import MetricSet, quantities
 from perfkit.record import KernelCounts
+
+Unit = Literal["kernel", "range"]
 
 #: Unit as ncu prints it -> factor to the base unit (bytes, nanoseconds, counts).
 _TIME_NS: Final = {
@@ -41,27 +43,33 @@ def _usual_places() -> list[Path]:
     return [*opt, Path("/usr/local/cuda/bin/ncu")]
 
 
-def command_line(ncu: str, metrics: Sequence[str], log: Path, command: Sequence[str]) -> list[str]:
+def command_line(
+    ncu: str, metrics: Sequence[str], log: Path, command: Sequence[str], unit: Unit = "kernel"
+) -> list[str]:
     """The command that profiles `command` and writes the values to `log` as CSV.
 
     Caches are flushed before every pass of every kernel: a set of metrics takes several passes, and all but
     the first would find L2 warm. So each kernel of an op starts cold, and re-use between them is not seen.
+    A range, from start to stop, is counted as one, with caches left to the command, which runs once a pass.
     """
     return [
         ncu,
-        *("--clock-control", "none", "--cache-control", "all"),
-        *("--profile-from-start", "off", "--target-processes", "all"),
+        *("--clock-control", "none", "--cache-control", "all" if unit == "kernel" else "none"),
+        *(("--profile-from-start", "off") if unit == "kernel" else ("--replay-mode", "app-range")),
+        *("--target-processes", "all"),
         *("--metrics", ",".join(metrics)),
         *("--csv", "--page", "raw", "--print-units", "base", "--log-file", str(log)),
         *command,
     ]
 
 
-def profile(command: Sequence[str], metrics: Sequence[str], *, timeout_s: float = 300) -> list[KernelCounts]:
-    """Raw metric values in base units, one entry a kernel of `command`; CountersUnavailable where none."""
+def profile(
+    command: Sequence[str], metrics: Sequence[str], *, timeout_s: float = 300, unit: Unit = "kernel"
+) -> list[KernelCounts]:
+    """Raw metric values in base units, one entry a `unit` of `command`; CountersUnavailable where none."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
-        line = command_line(find_ncu(), metrics, log, command)
+        line = command_line(find_ncu(), metrics, log, command, unit)
         try:
             done = subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -86,6 +86,16 @@ def test_the_command_line_leaves_clocks_alone_and_flushes_caches() -> None:
     )
 
 
+def test_a_range_is_counted_whole_with_the_caches_of_the_command() -> None:
+    line = ncu.command_line("ncu", ["a.sum"], Path("log.csv"), ["python", "work.py"], "range")
+    assert line[1:7] == [
+        *("--clock-control", "none"),
+        *("--cache-control", "none"),
+        "--replay-mode",
+        "app-range",
+    ]
+
+
 def test_a_refusal_is_typed() -> None:
     denied = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission"
     assert isinstance(ncu.refusal(denied), InsufficientPrivileges)
