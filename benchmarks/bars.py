@@ -83,7 +83,7 @@ def measured(impl: str, stages: list[tuple[float, str]] | None = None, **shape: 
         if stages is not None
         else (lambda *_: None)
     )
-    found = study(run_session(op, w, [row], backend, note)).findings[0]
+    found = study(run_session(op, [w], [row], backend, note)).findings[0]
     if found.placement.run.status != "measured":
         raise RuntimeError(f"{impl}: {found.placement.run.status}: {found.placement.run.reason}")
     return found
@@ -112,11 +112,11 @@ def alone(w: Any, launches: int = 10) -> tuple[float, float]:
     attention = resolve("perfkit.kernels.attention.flash:attention")
     work, _ = correctness.callables(w, correctness.make_inputs(w, "cuda"), attention, None)
     warm_up(work)
-    sampler = CudaSampler(work, L2Flush(), StampProbe())
+    sampler = CudaSampler([work], L2Flush(), StampProbe())
     times, clocks = [], []
     while len(times) < launches:
         time.sleep(0.3)
-        one = sampler.batch(1)
+        (one,) = sampler.batch(1)
         times += one.samples_s
         clocks += [hz for hz in one.clock_hz if hz]
     return statistics.median(times), statistics.median(clocks)

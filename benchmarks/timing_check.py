@@ -28,7 +28,7 @@ from perfkit.measure.flush import L2Flush
 from perfkit.measure.ncu import find_ncu
 from perfkit.measure.nvml import GpuMonitor, monitor_of_torch
 from perfkit.measure.sampling import sampling
-from perfkit.measure.statistics import StoppingRule
+from perfkit.measure.stopping import StoppingRule
 from perfkit.measure.timing import Timing, time_cuda
 from perfkit.measure.torch_cuda import cuda
 
@@ -94,7 +94,7 @@ class Check:
     ) -> Timing:
         """Time, print, remember."""
         began = time.perf_counter()
-        timing = time_cuda(fn, flush=flush, rule=self.rule, clock=self.clock, use_graph=graph)
+        (timing,) = time_cuda([fn], flush=flush, rule=self.rule, clock=self.clock, use_graph=graph)
         line(name, timing, time.perf_counter() - began, amount, unit)
         self.medians[name] = timing.median_s
         return timing

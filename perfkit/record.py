@@ -143,6 +143,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     gave it. `ci_*` is the 95 % interval of the median, None below 6 samples. `launch_hidden` False means
     that launch overhead is in the samples: the work synchronises, or queues more than the launch queue
     holds. `dropped` samples were invalid (the GPU waited for the host) and are not in `samples_s`.
+    `interleaved`: sample i was taken in round i together with sample i of the record's other runs on the same
+    workload (A B B A), so that they can be compared in pairs.
     """
 
     samples_s: list[float]
@@ -158,6 +160,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     launch_hidden: bool
     dropped: int
     warmup_s: float
+    interleaved: bool = False
 
     @property
     def interrupted(self) -> bool:
@@ -186,7 +189,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=SCHEMA):
-    """All runs of one command on one device."""
+    """All runs of one command on one device.
+
+    `baseline` names the implementation that the others are compared with; None where nothing is compared.
+    """
 
     op: str
     backend: str
@@ -194,6 +200,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=
     environment: Environment
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = ()
+    baseline: str | None = None
 
     def dataframe(self) -> "pd.DataFrame":
         """One tidy row per number: impl, workload columns, tag, label, value, unit, provenance, reason."""

@@ -36,7 +36,7 @@ SMALL = AttentionWorkload(batch=2, heads=8, kv_heads=2, seq_q=113, seq_k=203, ca
 
 def session(backend: Any, w: AttentionWorkload = SMALL) -> Record:
     (op,) = OPS
-    return run_session(op, w, op.implementations, backend, lambda _impl, _what: None)
+    return run_session(op, [w], op.implementations, backend, lambda _impl, _what: None)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_what_the_file_looks_like(full: Record) -> None:
     assert text.endswith(b"}\n")
     found = json.loads(text)
     assert found["schema"] == SCHEMA == "perfkit.record/1"
-    assert list(found) == ["schema", "op", "backend", "device", "environment", "runs", "notes"]
+    assert list(found) == ["schema", "op", "backend", "device", "environment", "runs", "notes", "baseline"]
     assert found["device"]["sources"]  # the whole profile travels
     first = found["runs"][0]
     assert (first["impl"], first["workload"]["pass"]) == ("standard", "fwd-bwd")

@@ -5,18 +5,19 @@ start and marked so. Counters, clock and energy are not read.
 """
 
 import platform
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from perfkit.errors import EnvironmentMissing
 from perfkit.measure import correctness
 from perfkit.measure.draft import Draft, OutOfMemory, Refused
 from perfkit.measure.environment import environment
-from perfkit.measure.loop import Batch, collect
+from perfkit.measure.loop import Batch, collect, slots_in_turn
 from perfkit.measure.options import Options
-from perfkit.measure.session import Stage
-from perfkit.measure.statistics import StoppingRule
+from perfkit.measure.session import Stage, Work
+from perfkit.measure.stopping import StoppingRule
 from perfkit.measure.targets import HOW_TO_INSTALL, resolve
 from perfkit.measure.timing import timing_of
 from perfkit.model.device import DeviceProfile
@@ -31,15 +32,27 @@ _SECONDS: Final = 0.3
 
 
 class CpuSampler:
-    """Wall-clock samples of work on the CPU. Caches are as the last run left them."""
+    """Wall-clock samples of works on the CPU, round by round. Caches are as the last run left them."""
 
-    def __init__(self, work: Callable[[], object]) -> None:
-        self._work = work
+    def __init__(self, works: Sequence[Callable[[], object]]) -> None:
+        self._works = works
+        self._draw = random.Random(0)
+        for work in works:
+            work()  # threads, buffers and kernels are made in the first run
 
-    def batch(self, count: int) -> Batch:
-        """`count` samples, one after another."""
-        samples = [_timed(self._work) for _ in range(count)]
-        return Batch(samples_s=samples, clock_hz=[None] * count)
+    @property
+    def works(self) -> int:
+        """How many pieces of work are sampled."""
+        return len(self._works)
+
+    def batch(self, count: int) -> list[Batch]:
+        """`count` rounds, one sample after another: A B, B A, A B, ..."""
+        works = self._works
+        taken = {
+            slot: _timed(works[slot % len(works)]) for slot in slots_in_turn(count, len(works), self._draw)
+        }
+        samples = ([taken[slot] for slot in range(at, len(taken), len(works))] for at in range(len(works)))
+        return [Batch(samples_s=one, clock_hz=[None] * count) for one in samples]
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -166,8 +179,8 @@ class CpuBackend:
         """Versions and names, torch's included."""
         return environment(with_torch=True)
 
-    def measure(self, op: Op, draft: Draft, stage: Stage) -> None:  # noqa: ARG002
-        """Correctness, then wall-clock time."""
+    def prepare(self, op: Op, draft: Draft, stage: Stage) -> Work:  # noqa: ARG002
+        """Hold the result against the oracle."""
         w, row = draft.workload, draft.row
         need = row.workspace(w) + 4 * (w.query_bytes + w.key_bytes)
         if need > _free_bytes():
@@ -189,10 +202,19 @@ class CpuBackend:
         draft.put("error", errors.error, "measured", note=f"against float64, {errors.scope}")
         draft.put("eager_error", errors.eager_error, "measured", note=errors.scope)
         correctness.require(w, errors)
+        return work
+
+    def time(self, drafts: Sequence[Draft], works: Sequence[Work], stage: Stage) -> None:
+        """Wall-clock time."""
         stage("timing")
+        sampler = CpuSampler([work for work in works if work is not None])
         rule = StoppingRule(limit_s=self.options.limit_s)
-        collected = collect(CpuSampler(work), rule, time.perf_counter)
-        timing = timing_of(
-            collected, clock_source="none", cold=False, graph=False, launch_hidden=True, warmup_s=0.0
-        )
-        draft.timed(timing, self.missing)
+        for draft, collected in zip(drafts, collect(sampler, rule, time.perf_counter), strict=True):
+            timing = timing_of(
+                collected, clock_source="none", cold=False, graph=False, launch_hidden=True, warmup_s=0.0,
+                interleaved=len(drafts) > 1,
+            )  # fmt: skip
+            draft.timed(timing, self.missing)
+
+    def examine(self, op: Op, draft: Draft, work: Work, stage: Stage) -> None:
+        """Nothing else can be read on a CPU."""

@@ -1,7 +1,8 @@
 """The backend of an NVIDIA GPU: correctness, time, clock, energy, counters and memory of each run."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,19 +18,20 @@ from perfkit.measure.memory import free_memory, peak_memory
 from perfkit.measure.nvml import GpuMonitor, monitor_of_torch
 from perfkit.measure.options import Options
 from perfkit.measure.sampling import sampling
-from perfkit.measure.session import Stage
-from perfkit.measure.statistics import StoppingRule
+from perfkit.measure.session import Stage, Work
+from perfkit.measure.stopping import StoppingRule
 from perfkit.measure.targets import resolve
 from perfkit.measure.timing import time_cuda
 from perfkit.model.device import DeviceProfile
 from perfkit.model.units import show
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, KernelUse, Op
-from perfkit.record import Environment, Status
+from perfkit.record import Environment, Status, Timing
 
 #: What the record needs; `l1` writes repeat what L2 counts, at the price of more passes.
 GROUPS: Final = ("core", "flops")
 COUNTED: Final = tuple(counters.RECORD_TAGS)
+ENERGY: Final = ("energy", "power", "sustained_time", "sustained_clock")
 
 
 class CudaBackend:
@@ -79,65 +81,92 @@ class CudaBackend:
         self._notes.append(f"no hardware counters: {text}")
         return text
 
-    def measure(self, op: Op, draft: Draft, stage: Stage) -> None:
-        """All measurements of one implementation, correctness first."""
+    @contextmanager
+    def _step(self, drafts: Sequence[Draft]) -> Iterator[None]:
+        """Say out of memory with the predicted need; leave the device idle and its memory given back."""
         import torch
 
         # Autograd's thread has no context until cuBLAS makes one there: torch warns of what is no fault.
         warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
         try:
-            self._measure(op, draft, stage)
+            yield
         except torch.OutOfMemoryError as error:
             text = str(error).split(". ")[0]
-            raise OutOfMemory(f"{text}; predicted need {self._need(draft.row, draft.workload)}") from error
+            need = ", ".join(show(draft.row.workspace(draft.workload), "bytes") for draft in drafts)
+            raise OutOfMemory(f"{text}; predicted need {need}") from error
         finally:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
-    def _need(self, row: Implementation, w: AttentionWorkload) -> str:
-        return show(row.workspace(w), "bytes")
-
-    def _measure(self, op: Op, draft: Draft, stage: Stage) -> None:
+    def prepare(self, op: Op, draft: Draft, stage: Stage) -> Work:  # noqa: ARG002
+        """Compile, and hold the result against the oracle."""
         w, row = draft.workload, draft.row
-        self._check_memory(row, w)
-        stage("compiling")
-        attention = resolve(row.target)
-        inputs, judge = self._bench.inputs(w)
-        uses: list[Any] = []
-        try:
-            work, result = correctness.callables(w, inputs, attention, uses)
-            stage("checking against the oracle")
-            produced = result()
-        except (ValueError, NotImplementedError) as error:
-            raise Refused(str(error).splitlines()[0]) from error
-        except RuntimeError as error:
-            if "No available kernel" in str(error) or "no viable backend" in str(error).lower():
-                raise Refused("torch has no kernel of this kind for the workload") from error
-            raise
-        draft.uses.extend(KernelUse(**use._asdict()) for use in dict.fromkeys(uses))
-        work, _ = correctness.callables(w, inputs, attention, None)  # recording costs host time
-        errors = judge.errors(produced)
-        del produced
-        draft.put("error", errors.error, "measured", note=f"against float64, {errors.scope}")
-        draft.put("eager_error", errors.eager_error, "measured", note=errors.scope)
-        correctness.require(w, errors)
+        with self._step([draft]):
+            self._check_memory(row, w)
+            stage("compiling")
+            attention = resolve(row.target)
+            inputs, judge = self._bench.inputs(w)
+            uses: list[Any] = []
+            try:
+                work, result = correctness.callables(w, inputs, attention, uses)
+                stage("checking against the oracle")
+                produced = result()
+            except (ValueError, NotImplementedError) as error:
+                raise Refused(str(error).splitlines()[0]) from error
+            except RuntimeError as error:
+                if "No available kernel" in str(error) or "no viable backend" in str(error).lower():
+                    raise Refused("torch has no kernel of this kind for the workload") from error
+                raise
+            draft.uses.extend(KernelUse(**use._asdict()) for use in dict.fromkeys(uses))
+            work, _ = correctness.callables(w, inputs, attention, None)  # recording costs host time
+            errors = judge.errors(produced)
+            del produced
+            draft.put("error", errors.error, "measured", note=f"against float64, {errors.scope}")
+            draft.put("eager_error", errors.eager_error, "measured", note=errors.scope)
+            correctness.require(w, errors)
+            return work
+
+    def time(self, drafts: Sequence[Draft], works: Sequence[Work], stage: Stage) -> None:
+        """Time with the clock of each sample; what limited the clock is of all that were timed together."""
         stage("timing")
-        self._time(draft, work)
-        if self.options.energy:
-            stage("energy")
-            self._optional(
-                draft,
-                ("energy", "power", "sustained_time", "sustained_clock"),
-                lambda: self._energy(draft, work),
-            )
-        else:
-            draft.lack(
-                ("energy", "power", "sustained_time", "sustained_clock"), "not asked for (--no-energy)"
-            )
-        stage("memory")
-        self._optional(draft, ("peak_memory",), lambda: self._memory(draft, inputs, attention))
-        stage("hardware counters")
-        self._optional(draft, COUNTED, lambda: self._count(op, draft, work))
+        with self._step(drafts):
+            callables = [work for work in works if work is not None]
+            if self.monitor is None:
+                timings = self._timings(callables)
+            else:
+                with sampling(self.monitor) as looks:
+                    timings = self._timings(callables)
+                summary = looks.summary
+                reasons = tuple(f"{name} ({share:.0%})" for name, share in summary.clock_reasons.items())
+                for draft in drafts:
+                    draft.clock_reasons = reasons
+                    if summary.temperature_c:
+                        draft.put("temperature", summary.temperature_c.median, "measured")
+            for draft, timing in zip(drafts, timings, strict=True):
+                draft.timed(timing, "no clock could be read for a sample this short")
+
+    def _timings(self, works: Sequence[Callable[[], object]]) -> list[Timing]:
+        return time_cuda(
+            works,
+            flush=None if self.options.warm else L2Flush(),
+            rule=StoppingRule(limit_s=self.options.limit_s),
+            clock=self.clock,
+            use_graph=self.options.graph,
+        )
+
+    def examine(self, op: Op, draft: Draft, work: Work, stage: Stage) -> None:
+        """Energy, memory and hardware counters: each may fail for itself."""
+        assert work is not None
+        with self._step([draft]):
+            if self.options.energy:
+                stage("energy")
+                self._optional(draft, ENERGY, lambda: self._energy(draft, work))
+            else:
+                draft.lack(ENERGY, "not asked for (--no-energy)")
+            stage("memory")
+            self._optional(draft, ("peak_memory",), lambda: self._memory(draft))
+            stage("hardware counters")
+            self._optional(draft, COUNTED, lambda: self._count(op, draft, work))
 
     def _optional(self, draft: Draft, tags: tuple[str, ...], step: Callable[[], None]) -> None:
         """A step whose failure costs its own numbers only."""
@@ -160,24 +189,6 @@ class CudaBackend:
         if need > free:
             raise Refused(f"needs {show(need, 'bytes')}, and {show(free, 'bytes')} of device memory are free")
 
-    def _time(self, draft: Draft, work: Callable[[], object]) -> None:
-        flush = None if self.options.warm else L2Flush()
-        rule = StoppingRule(limit_s=self.options.limit_s)
-        if self.monitor is None:
-            timing = time_cuda(work, flush=flush, rule=rule, clock=self.clock, use_graph=self.options.graph)
-        else:
-            with sampling(self.monitor) as looks:
-                timing = time_cuda(
-                    work, flush=flush, rule=rule, clock=self.clock, use_graph=self.options.graph
-                )
-            summary = looks.summary
-            draft.clock_reasons = tuple(
-                f"{name} ({share:.0%})" for name, share in summary.clock_reasons.items()
-            )
-            if summary.temperature_c:
-                draft.put("temperature", summary.temperature_c.median, "measured")
-        draft.timed(timing, "no clock could be read for a sample this short")
-
     def _energy(self, draft: Draft, work: Callable[[], object]) -> None:
         if self.monitor is None:
             raise PerfkitError("the driver's energy counter cannot be read")
@@ -187,8 +198,9 @@ class CudaBackend:
         draft.put("sustained_time", found.seconds_per_op, "measured", absent=found.reason)
         draft.put("sustained_clock", found.clock_hz, "measured", absent=found.reason or "no clock probe")
 
-    def _memory(self, draft: Draft, inputs: correctness.Inputs, attention: Callable[..., Any]) -> None:
-        w = draft.workload
+    def _memory(self, draft: Draft) -> None:
+        w, attention = draft.workload, resolve(draft.row.target)
+        inputs, _ = self._bench.inputs(w)
         if w.pass_ == "fwd":
             work, _ = correctness.callables(w, inputs, attention, None)
             draft.put("peak_memory", peak_memory(work), "measured")

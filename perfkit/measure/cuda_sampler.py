@@ -5,16 +5,18 @@ stream busy until the host has queued everything; the gate is an event that must
 else the GPU waited for the host inside the timed region and the sample is dropped. Seconds throughout.
 """
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from perfkit.errors import PerfkitError
-from perfkit.measure.clock import ClockProbe
+from perfkit.measure.clock import SLOTS, ClockProbe
 from perfkit.measure.flush import L2Flush
-from perfkit.measure.loop import Batch
+from perfkit.measure.loop import Batch, slots_in_turn
 from perfkit.measure.torch_cuda import cuda
 
 WARM_UP_S: Final = 0.05
@@ -68,17 +70,43 @@ class _Queued(msgspec.Struct, frozen=True, kw_only=True):
     hidden: bool
 
 
-class CudaSampler:
-    """Takes samples of `work` on the current stream (a `loop.Sampler`)."""
+@dataclass(slots=True)
+class _Lane:
+    """One work: how long to sleep before it, whether that hides its launches, whether it is short."""
 
-    def __init__(self, work: Callable[[], object], flush: L2Flush | None, clock: ClockProbe | None) -> None:
+    work: Callable[[], object]
+    sleep_s: float = 0.0
+    hidden: bool = True
+    short: bool = False
+
+    def give_up(self) -> None:
+        """No sleep covers the host's part: launch overhead stays in the samples."""
+        self.hidden, self.sleep_s = False, 0.0
+
+
+class CudaSampler:
+    """Takes samples of `works` on the current stream (a `loop.Sampler`), in rounds: A B, B A, A B, ..."""
+
+    def __init__(
+        self, works: Sequence[Callable[[], object]], flush: L2Flush | None, clock: ClockProbe | None
+    ) -> None:
         self._gpu = cuda()
-        self._work, self._flush, self._clock = work, flush, clock
+        self._flush, self._clock = flush, clock
         self._cycles_per_s = self._calibrate_sleep()
-        self._short = False
-        self._sleep_s = 0.0
-        self.launch_hidden = True
-        self._size_sleep()
+        self._draw = random.Random(0)
+        self._lanes = [_Lane(work) for work in works]
+        for lane in self._lanes:
+            self._size_sleep(lane)
+
+    @property
+    def works(self) -> int:
+        """How many pieces of work are sampled."""
+        return len(self._lanes)
+
+    @property
+    def launch_hidden(self) -> list[bool]:
+        """Whether launch overhead is off the clock, a work."""
+        return [lane.hidden for lane in self._lanes]
 
     def _calibrate_sleep(self) -> float:
         """How many of `torch.cuda._sleep`'s cycles are a second now; the SM clock, measured."""
@@ -91,66 +119,79 @@ class CudaSampler:
         took_s: float = start.elapsed_time(end) / 1e3
         return _SLEEP_TRIAL_CYCLES / took_s
 
-    def _size_sleep(self) -> None:
+    def _size_sleep(self, lane: _Lane) -> None:
         """Find a sleep that covers what the host needs to queue one sample, or that none does."""
-        self._queue(0)  # loads the kernels of flush and stamps, which would pass for a slow host
+        self._queue(lane, 0)  # loads the kernels of flush and stamps, which would pass for a slow host
         self._gpu.synchronize()
         for trial in TRIAL_SLEEPS_S:
-            self._sleep_s = trial
+            lane.sleep_s = trial
             at = time.perf_counter()
-            queued = self._queue(0)
+            queued = self._queue(lane, 0)
             host_s = time.perf_counter() - at
             self._gpu.synchronize()
-            self._short = queued.start.elapsed_time(queued.end) / 1e3 < SHORT_S
+            lane.short = queued.start.elapsed_time(queued.end) / 1e3 < SHORT_S
             if queued.hidden:
                 # Twice what it took once: the host's pace varies, and a faster clock shortens the sleep.
-                self._sleep_s = max(LEAST_SLEEP_S, 2 * host_s)
+                lane.sleep_s = max(LEAST_SLEEP_S, 2 * host_s)
                 return
-        self._give_up()
+        lane.give_up()
 
-    def _give_up(self) -> None:
-        self.launch_hidden, self._sleep_s = False, 0.0
-
-    def _queue(self, slot: int) -> _Queued:
+    def _queue(self, lane: _Lane, slot: int) -> _Queued:
         start, end = (self._gpu.Event(enable_timing=True) for _ in range(2))
         gate = self._gpu.Event()
         if self._flush:
             self._flush()
-        if self._clock and self._short:
+        if self._clock and lane.short:
             self._clock.before(slot)
-        if self._sleep_s:
-            self._gpu._sleep(int(self._sleep_s * self._cycles_per_s))
+        if lane.sleep_s:
+            self._gpu._sleep(int(lane.sleep_s * self._cycles_per_s))
         gate.record()
-        if self._clock and not self._short:
+        if self._clock and not lane.short:
             self._clock.before(slot)
         start.record()
-        self._work()
+        lane.work()
         end.record()
         hidden = not gate.query()
         if self._clock:
             self._clock.after(slot)
         return _Queued(start=start, end=end, hidden=hidden)
 
-    def batch(self, count: int) -> Batch:
-        """Queue `count` samples ahead, wait for them, and drop those in which the GPU waited for the host."""
+    def batch(self, count: int) -> list[Batch]:
+        """Queue `count` rounds ahead, wait, and drop those in which the GPU waited for the host."""
+        lanes = self._lanes
+        count = min(count, SLOTS // len(lanes))
+        queued: dict[int, _Queued] = {}
         try:
-            queued = [self._queue(slot) for slot in range(count)]
+            for slot in slots_in_turn(count, len(lanes), self._draw):
+                queued[slot] = self._queue(lanes[slot % len(lanes)], slot)
             if self._clock:
                 self._clock.queued()
         finally:
             self._gpu.synchronize()  # also after Ctrl-C: leave no work behind
-        clocks = self._clock.read(count) if self._clock else [None] * count
-        kept = [slot for slot, one in enumerate(queued) if one.hidden or not self.launch_hidden]
-        self._widen(count - len(kept), count)
-        return Batch(
-            samples_s=[queued[slot].start.elapsed_time(queued[slot].end) / 1e3 for slot in kept],
-            clock_hz=[clocks[slot] for slot in kept],
-            dropped=count - len(kept),
-        )
+        total = count * len(lanes)
+        clocks = self._clock.read(total) if self._clock else [None] * total
+        valid = [queued[slot].hidden or not lanes[slot % len(lanes)].hidden for slot in range(total)]
+        for at, lane in enumerate(lanes):
+            self._widen(lane, valid[at :: len(lanes)].count(False), count)
+        rounds = (range(turn * len(lanes), (turn + 1) * len(lanes)) for turn in range(count))
+        kept = [slots for slots in rounds if all(valid[slot] for slot in slots)]
+        return [
+            Batch(
+                samples_s=[_seconds(queued[slots[at]]) for slots in kept],
+                clock_hz=[clocks[slots[at]] for slots in kept],
+                dropped=count - len(kept),
+            )
+            for at in range(len(lanes))
+        ]
 
-    def _widen(self, dropped: int, count: int) -> None:
+    def _widen(self, lane: _Lane, dropped: int, count: int) -> None:
         """Sleep longer once more than a tenth was dropped: a single one is a hiccup of the host."""
         if dropped * 10 > count:
-            self._sleep_s *= 2
-            if self._sleep_s > TRIAL_SLEEPS_S[-1]:
-                self._give_up()
+            lane.sleep_s *= 2
+            if lane.sleep_s > TRIAL_SLEEPS_S[-1]:
+                lane.give_up()
+
+
+def _seconds(queued: _Queued) -> float:
+    took_ms: float = queued.start.elapsed_time(queued.end)
+    return took_ms / 1e3

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from perfkit.errors import PerfkitError
-from perfkit.measure.statistics import median
+from perfkit.model.median import median
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, KernelUse
 from perfkit.record import KernelCounts, Number, Provenance, Run, Status, Timing, number, unavailable
@@ -53,10 +53,7 @@ class Draft:
             self.numbers[tag] = number(tag, value, provenance, note)
 
     def timed(self, timing: Timing, no_clock: str) -> None:
-        """Add what a timing gave, and a note on what is wrong with it; `no_clock` says why there is no clock.
-
-        Raises KeyboardInterrupt if Ctrl-C ended it, once everything is kept.
-        """
+        """Add what a timing gave, with notes on what is wrong; `no_clock` says why there is no clock."""
         self.timing = timing
         self.put("time", timing.median_s, "measured")
         self.put("time_low", timing.ci_low_s, "measured", absent="fewer than 6 samples")
@@ -67,8 +64,6 @@ class Draft:
             self.notes.append(f"timing did not settle: {timing.stop_reason}")
         if not timing.launch_hidden:
             self.notes.append("launch overhead is in the time: the work waits for the host")
-        if timing.interrupted:
-            raise KeyboardInterrupt
 
     def lack(self, tags: tuple[str, ...], reason: str) -> None:
         """Mark every one of `tags` that is not there yet as unavailable for `reason`."""

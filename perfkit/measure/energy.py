@@ -15,8 +15,8 @@ import msgspec
 from perfkit.measure.clock import SLOTS, ClockProbe
 from perfkit.measure.cuda_sampler import warm_up
 from perfkit.measure.nvml import GpuMonitor
-from perfkit.measure.statistics import median
 from perfkit.measure.torch_cuda import cuda
+from perfkit.model.median import median
 
 #: Left out at the start: the power cap needs about this long to bring the clock down.
 SETTLE_S: Final = 0.1

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from perfkit.measure.nvml import GpuMonitor, GpuState
-from perfkit.measure.statistics import median
+from perfkit.model.median import median
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,47 +5,52 @@ and hertz throughout.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from perfkit.measure.clock import ClockProbe, ClockSource
 from perfkit.measure.cuda_sampler import CudaSampler, capture, warm_up
 from perfkit.measure.flush import L2Flush
 from perfkit.measure.loop import Collected, Progress, collect
-from perfkit.measure.statistics import Interval, StoppingRule, median, median_interval
+from perfkit.measure.stopping import StoppingRule
+from perfkit.model.median import Interval, median, median_interval
 from perfkit.record import Timing
 
 __all__ = ["Timing", "time_cuda", "timing_of"]
 
 
 def time_cuda(
-    fn: Callable[[], object],
+    works: Sequence[Callable[[], object]],
     *,
     flush: L2Flush | None,
     rule: StoppingRule,
     clock: ClockProbe | None,
     use_graph: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Timing:
-    """Time `fn` on the current CUDA stream until `rule` is content. `flush` None measures a warm L2.
+) -> list[Timing]:
+    """Time each of `works` on the current CUDA stream until `rule` is content; several are interleaved.
 
-    `use_graph` replays one captured call: for work of many small launches. Ctrl-C returns what was measured
-    so far, with `interrupted` set (KeyboardInterrupt only where that is nothing). Raises PerfkitError where
-    `fn` cannot be captured.
+    `flush` None measures a warm L2. `use_graph` replays one captured call: for work of many small launches.
+    Ctrl-C returns what was measured so far, with `interrupted` set (KeyboardInterrupt only where that is
+    nothing). Raises PerfkitError where a work cannot be captured.
     """
     began = time.perf_counter()
-    warm_up(fn)
-    work = capture(fn) if use_graph else fn
-    sampler = CudaSampler(work, flush, clock)
+    for fn in works:
+        warm_up(fn)
+    sampler = CudaSampler([capture(fn) if use_graph else fn for fn in works], flush, clock)
     warmup_s = time.perf_counter() - began
     collected = collect(sampler, rule, time.perf_counter, on_progress)
-    return timing_of(
-        collected,
-        clock_source=clock.source if clock else "none",
-        cold=flush is not None,
-        graph=use_graph,
-        launch_hidden=sampler.launch_hidden,
-        warmup_s=warmup_s,
-    )
+    return [
+        timing_of(
+            one,
+            clock_source=clock.source if clock else "none",
+            cold=flush is not None,
+            graph=use_graph,
+            launch_hidden=hidden,
+            warmup_s=warmup_s,
+            interleaved=len(works) > 1,
+        )
+        for one, hidden in zip(collected, sampler.launch_hidden, strict=True)
+    ]
 
 
 def timing_of(
@@ -56,6 +61,7 @@ def timing_of(
     graph: bool,
     launch_hidden: bool,
     warmup_s: float,
+    interleaved: bool,
 ) -> Timing:
     """The Timing of collected samples; there is at least one."""
     interval: Interval | None = median_interval(collected.samples_s)
@@ -73,4 +79,5 @@ def timing_of(
         launch_hidden=launch_hidden,
         dropped=collected.dropped,
         warmup_s=warmup_s,
+        interleaved=interleaved,
     )

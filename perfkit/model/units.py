@@ -39,6 +39,19 @@ def parse_count(text: str, what: str) -> int:
     return int(digits) * factor
 
 
+def parse_percent(text: str, what: str) -> float:
+    """A share of 0 or more, below 1, from `5%`, `0.5 %` or `0.05`; else UsageError naming `what`."""
+    body = text.strip()
+    factor = 0.01 if body.endswith("%") else 1.0
+    try:
+        value = float(body.removesuffix("%")) * factor
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"{what} must be a share such as 5% or 0.05, not '{text}'", "from 0% to below 100%")
+    return value
+
+
 def short_count(value: int) -> str:
     """`value` as people type it: 16384 is `16k`, 5000 stays `5000`."""
     for letter in ("g", "m", "k"):

@@ -34,7 +34,7 @@ def backend() -> Any:
 @pytest.fixture(scope="module")
 def record(backend: Any) -> Record:
     return run_session(
-        OP, W, select(OP, "standard,sdpa", backend.hardware), backend, lambda _impl, _what: None
+        OP, [W], select(OP, "standard,sdpa", backend.hardware), backend, lambda _impl, _what: None
     )
 
 
@@ -93,7 +93,8 @@ def test_it_can_be_placed_saved_and_read_again(record: Record, tmp_path: Any) ->
 
 
 def of(backend: Any, impl: str, w: AttentionWorkload = W) -> Run:
-    return run_session(OP, w, select(OP, impl, backend.hardware), backend, lambda _impl, _what: None).runs[0]
+    rows = select(OP, impl, backend.hardware)
+    return run_session(OP, [w], rows, backend, lambda _impl, _what: None).runs[0]
 
 
 def test_a_gpu_kernel_is_refused_here(backend: Any) -> None:

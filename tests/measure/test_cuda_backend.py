@@ -44,7 +44,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(cuda_backend, "free_memory", lambda: 1 << 40)
     monkeypatch.setattr(cuda_backend, "L2Flush", lambda: None)
-    monkeypatch.setattr(cuda_backend, "time_cuda", lambda *_, **__: timing())
+    monkeypatch.setattr(cuda_backend, "time_cuda", lambda works, **_: [timing() for _ in works])
     monkeypatch.setattr(cuda_backend, "peak_memory", lambda _: 123)
     monkeypatch.setattr(
         counters, "self_check", lambda: counters.CounterCheck(expected={}, measured={"x": 1.0}, ok=True)
@@ -58,7 +58,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
         monkeypatch.setattr(type(backend), "clock", None)
         row = OP.implementation(name)
         assert row is not None
-        return run_session(OP, w, [row], backend, lambda *_: None).runs[0]
+        return run_session(OP, [w], [row], backend, lambda *_: None).runs[0]
 
     return run
 
@@ -116,7 +116,7 @@ def test_a_wrong_result_has_no_time(measure: Callable[..., Run], monkeypatch: py
 def test_ctrl_c_in_the_timing_keeps_its_samples(
     measure: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_backend, "time_cuda", lambda *_, **__: timing(INTERRUPTED))
+    monkeypatch.setattr(cuda_backend, "time_cuda", lambda works, **_: [timing(INTERRUPTED) for _ in works])
     run = measure()
     assert run.status == "interrupted"
     assert run.timing is not None

@@ -57,7 +57,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def sampler(work: Callable[[], object], flush: Any = None) -> cuda_sampler.CudaSampler:
-    return cuda_sampler.CudaSampler(work, flush, None)
+    return cuda_sampler.CudaSampler([work], flush, None)
 
 
 def test_launch_overhead_is_not_in_the_samples(gpu: FakeCuda) -> None:
@@ -66,15 +66,15 @@ def test_launch_overhead_is_not_in_the_samples(gpu: FakeCuda) -> None:
             gpu.launch(1e-6, host_s=20e-6)
 
     taken = sampler(work)
-    batch = taken.batch(20)
-    assert taken.launch_hidden
+    (batch,) = taken.batch(20)
+    assert taken.launch_hidden == [True]
     assert batch.dropped == 0
     assert batch.samples_s == pytest.approx([10e-6] * 20)
     assert batch.clock_hz == [None] * 20
 
 
 def test_flush_is_outside_the_samples(gpu: FakeCuda) -> None:
-    batch = sampler(lambda: gpu.launch(30e-6), flush=lambda: gpu.launch(5e-3)).batch(3)
+    (batch,) = sampler(lambda: gpu.launch(30e-6), flush=lambda: gpu.launch(5e-3)).batch(3)
     assert batch.samples_s == pytest.approx([30e-6] * 3)
 
 
@@ -85,8 +85,8 @@ def test_work_that_synchronises_is_found_out(gpu: FakeCuda) -> None:
         gpu.launch(100e-6, host_s=50e-6)
 
     taken = sampler(work)
-    assert not taken.launch_hidden
-    batch = taken.batch(5)
+    assert taken.launch_hidden == [False]
+    (batch,) = taken.batch(5)
     assert batch.dropped == 0
     # No sleep: the first launch waits 5 us for the host, the second 50 us + 1 us of the fake's end event.
     assert batch.samples_s == pytest.approx([255e-6] * 5, rel=0.02)
@@ -98,8 +98,8 @@ def test_a_host_that_slows_down_makes_the_sleep_longer(gpu: FakeCuda) -> None:
     pace["host_s"] = 500e-6
     batches = []
     while not batches or batches[-1].dropped:
-        batches.append(taken.batch(1))
-    assert taken.launch_hidden
+        batches += taken.batch(1)
+    assert taken.launch_hidden == [True]
     assert [batch.dropped for batch in batches[:-1]] == [1] * (len(batches) - 1)
     assert len(batches) > 1
     assert batches[-1].samples_s == pytest.approx([1e-6])
@@ -109,8 +109,8 @@ def test_a_host_that_never_keeps_up_ends_in_unhidden_samples(gpu: FakeCuda) -> N
     pace = {"host_s": 20e-6}
     taken = sampler(lambda: gpu.launch(1e-6, **pace))
     pace["host_s"] = 1.0
-    batches = [taken.batch(1) for _ in range(20)]
-    assert not taken.launch_hidden
+    batches = [taken.batch(1)[0] for _ in range(20)]
+    assert taken.launch_hidden == [False]
     assert batches[-1].dropped == 0
     assert batches[-1].samples_s == pytest.approx([1.0], rel=0.01)
 
@@ -118,7 +118,7 @@ def test_a_host_that_never_keeps_up_ends_in_unhidden_samples(gpu: FakeCuda) -> N
 def test_clock_is_asked_once_a_batch(gpu: FakeCuda) -> None:
     asked = []
     clock = NvmlClock(lambda: asked.append(1) or 1.7e9)  # type: ignore[func-returns-value]
-    batch = cuda_sampler.CudaSampler(lambda: gpu.launch(1e-3), None, clock).batch(4)
+    (batch,) = cuda_sampler.CudaSampler([lambda: gpu.launch(1e-3)], None, clock).batch(4)
     assert batch.clock_hz == [1.7e9] * 4
     assert len(asked) == 1
 
@@ -136,7 +136,7 @@ def test_short_work_is_stamped_round_the_sleep(
         def after(self, _: int) -> None:
             at.append(gpu.stream)
 
-    taken = cuda_sampler.CudaSampler(lambda: gpu.launch(seconds), None, Stamps(lambda: None))
+    taken = cuda_sampler.CudaSampler([lambda: gpu.launch(seconds)], None, Stamps(lambda: None))
     at.clear()
     taken.batch(1)
     stretch = at[1] - at[0]
@@ -195,13 +195,44 @@ def test_energy_without_a_counter(gpu: FakeCuda) -> None:
     assert measured.reason == "no energy counter: Not Supported"
 
 
+def test_two_works_take_turns_and_keep_their_own_times(gpu: FakeCuda) -> None:
+    order: list[str] = []
+
+    def work(name: str, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            order.append(name)
+            gpu.launch(seconds)
+
+        return run
+
+    taken = cuda_sampler.CudaSampler([work("A", 1e-3), work("B", 2e-3)], None, None)
+    order.clear()
+    one, two = taken.batch(4)
+    text = "".join(order)
+    assert {text[:4], text[4:]} <= {"ABBA", "BAAB"}
+    assert one.samples_s == pytest.approx([1e-3] * 4)
+    assert two.samples_s == pytest.approx([2e-3] * 4)
+
+
+def test_a_round_with_an_invalid_sample_is_dropped_for_both(gpu: FakeCuda) -> None:
+    pace = {"host_s": 20e-6}
+    works = [lambda: gpu.launch(1e-6), lambda: gpu.launch(1e-6, **pace)]
+    taken = cuda_sampler.CudaSampler(works, None, None)
+    pace["host_s"] = 500e-6
+    one, two = taken.batch(1)
+    assert (one.dropped, one.samples_s, two.dropped, two.samples_s) == (1, [], 1, [])
+
+
 def test_interrupt_leaves_no_work_behind(gpu: FakeCuda) -> None:
-    taken = sampler(lambda: gpu.launch(1e-3))
+    pressed = []
 
-    def stop() -> None:
-        raise KeyboardInterrupt
+    def work() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        gpu.launch(1e-3)
 
-    taken._work = stop
+    taken = sampler(work)
+    pressed.append(True)
     with pytest.raises(KeyboardInterrupt):
         taken.batch(3)
     assert gpu.host >= gpu.stream

@@ -1,20 +1,21 @@
 """A session with stub backends: whatever one implementation does, nothing that was measured is lost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from perfkit.errors import EnvironmentMissing, PerfkitError
 from perfkit.measure.draft import Draft, Incorrect, OutOfMemory, Refused
 from perfkit.measure.fake_backend import FakeBackend
 from perfkit.measure.model_backend import ModelBackend
-from perfkit.measure.session import Stage, refusal, run_session
+from perfkit.measure.session import Stage, Work, refusal, run_session
 from perfkit.model.catalogue import load
 from perfkit.ops import OPS
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, KernelUse, Op
-from perfkit.record import BY_TAG, Record, Run
+from perfkit.record import BY_TAG, INTERRUPTED, Record, Run
 
 (OP,) = OPS
 STANDARD, FLASH, PEER = (OP.implementation(name) for name in ("standard", "flash", "sdpa-flash"))
@@ -36,10 +37,13 @@ class Stub(FakeBackend):
         super().__init__()
         self.act, self.victim, self.late = act, victim, late
 
-    def measure(self, op: Op, draft: Draft, stage: Stage) -> None:
+    def prepare(self, op: Op, draft: Draft, stage: Stage) -> Work:
         if draft.row.name == self.victim and not self.late:
             self.act(draft)
-        super().measure(op, draft, stage)
+        return super().prepare(op, draft, stage)
+
+    def examine(self, op: Op, draft: Draft, work: Work, stage: Stage) -> None:
+        super().examine(op, draft, work, stage)
         if draft.row.name == self.victim and self.late:
             self.act(draft)
 
@@ -52,7 +56,7 @@ def throw(error: BaseException) -> Callable[[Draft], object]:
 
 
 def session(backend: Any, rows: list[Implementation] | None = None, w: AttentionWorkload = W) -> Record:
-    return run_session(OP, w, ROWS if rows is None else rows, backend, lambda _impl, _what: None)
+    return run_session(OP, [w], ROWS if rows is None else rows, backend, lambda _impl, _what: None)
 
 
 def outcome(record: Record) -> list[tuple[str, str, str | None]]:
@@ -173,9 +177,9 @@ def test_ctrl_c_in_the_first_starts_no_other() -> None:
     started: list[str] = []
 
     class Watched(Stub):
-        def measure(self, op: Op, draft: Draft, stage: Stage) -> None:
+        def prepare(self, op: Op, draft: Draft, stage: Stage) -> Work:
             started.append(draft.row.name)
-            super().measure(op, draft, stage)
+            return super().prepare(op, draft, stage)
 
     record = session(Watched(throw(KeyboardInterrupt()), victim="standard"))
     assert started == ["standard"]
@@ -196,8 +200,80 @@ def test_a_backward_that_fails_after_its_forward_is_a_row() -> None:
 
 def test_stages_name_the_implementation() -> None:
     seen: list[tuple[str, str]] = []
-    run_session(OP, W, ROWS, FakeBackend(), lambda impl, what: seen.append((impl, what)))
+    run_session(OP, [W], ROWS, FakeBackend(), lambda impl, what: seen.append((impl, what)))
     assert seen == [(name.name, "pretending") for name in ROWS]
+
+
+# Several workloads, timed together.
+
+SIZES = [AttentionWorkload(seq_q=n, seq_k=n) for n in (1024, 2048)]
+
+
+def together(backend: Any) -> Record:
+    return run_session(OP, SIZES, ROWS, backend, lambda *_: None, baseline="standard")
+
+
+def test_runs_that_are_compared_are_timed_together() -> None:
+    timed: list[list[str]] = []
+
+    class Watched(FakeBackend):
+        def time(self, drafts: Sequence[Draft], works: Sequence[Work], stage: Stage) -> None:
+            timed.append([draft.row.name for draft in drafts])
+            super().time(drafts, works, stage)
+
+    record = together(Watched())
+    assert timed == [["standard", "flash", "sdpa-flash"]] * 2
+    assert record.baseline == "standard"
+    assert [(run.workload.seq_q, run.impl) for run in record.runs] == [
+        (n, name) for n in (1024, 2048) for name in ("standard", "flash", "sdpa-flash")
+    ]
+    assert all(run.timing is not None and run.timing.interleaved for run in record.runs)
+    assert not any(run.timing is not None and run.timing.interleaved for run in session(FakeBackend()).runs)
+
+
+def test_one_that_cannot_be_prepared_leaves_the_others_to_be_timed() -> None:
+    record = together(Stub(throw(OutOfMemory("needs 8.59 GB")), victim="standard"))
+    assert [run.status for run in record.runs] == ["out-of-memory", "measured", "measured"] * 2
+
+
+def test_a_failure_while_timing_together_is_that_of_all() -> None:
+    class Failing(FakeBackend):
+        def time(self, *_: object) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access")
+
+    record = together(Failing())
+    assert {run.status for run in record.runs} == {"failed"}
+    assert all(run.value("time") is None for run in record.runs)
+
+
+def test_ctrl_c_while_timing_together_keeps_the_samples_of_all() -> None:
+    class Interrupted(FakeBackend):
+        def time(self, drafts: Sequence[Draft], works: Sequence[Work], stage: Stage) -> None:
+            super().time(drafts, works, stage)
+            for draft in drafts:
+                assert draft.timing is not None
+                draft.timing = msgspec.structs.replace(draft.timing, stop_reason=INTERRUPTED)
+
+    record = together(Interrupted())
+    first, second = record.runs[:3], record.runs[3:]
+    assert [run.reason for run in first] == ["interrupted while it was measured"] * 3
+    assert all(run.timing is not None and run.value("time") for run in first)
+    assert [(run.status, run.reason) for run in second] == [
+        ("interrupted", "not started: the session was interrupted")
+    ] * 3
+
+
+def test_ctrl_c_while_examining_keeps_the_times_of_all() -> None:
+    record = together(Stub(throw(KeyboardInterrupt()), late=True))
+    assert {run.status for run in record.runs} == {"interrupted"}
+    assert all(run.value("time") for run in record.runs[:3])
+    assert not any(run.numbers for run in record.runs[3:])
+
+
+def test_progress_names_the_length_where_there_are_several() -> None:
+    seen: list[str] = []
+    run_session(OP, SIZES, ROWS[:1], FakeBackend(), lambda name, _: seen.append(name))
+    assert seen == ["standard N 1k", "standard N 2k"]
 
 
 # Refusals before anything runs.

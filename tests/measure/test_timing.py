@@ -1,11 +1,14 @@
 """The sampling loop with a fake sampler and clock, and the pure parts around it."""
 
+from collections import Counter
+from random import Random
+
 import pytest
 
 from perfkit.measure.clock import NvmlClock, clock_between, stamp_kernel
 from perfkit.measure.energy import mean_power
-from perfkit.measure.loop import Batch, Collected, Progress, collect, next_count
-from perfkit.measure.statistics import Stop, StoppingRule
+from perfkit.measure.loop import Batch, Collected, Progress, collect, next_count, slots_in_turn
+from perfkit.measure.stopping import Stop, StoppingRule
 from perfkit.measure.timing import timing_of
 
 
@@ -19,22 +22,24 @@ class FakeSampler:
     def now(self) -> float:
         return self.time
 
-    def batch(self, count: int) -> Batch:
+    works = 1
+
+    def batch(self, count: int) -> list[Batch]:
         self.counts.append(count)
         self.time += count * self.sample_s
         match self.events.get(len(self.counts)):
             case "ctrl-c":
                 raise KeyboardInterrupt
             case "drop":
-                return Batch(samples_s=[], clock_hz=[], dropped=count)
+                return [Batch(samples_s=[], clock_hz=[], dropped=count)]
             case _:
-                return Batch(samples_s=[self.sample_s] * count, clock_hz=[1.5e9] * count)
+                return [Batch(samples_s=[self.sample_s] * count, clock_hz=[1.5e9] * count)]
 
 
 def test_loop_stops_when_the_rule_is_content() -> None:
     sampler = FakeSampler()
     seen: list[Progress] = []
-    collected = collect(sampler, StoppingRule(), sampler.now, seen.append)
+    (collected,) = collect(sampler, StoppingRule(), sampler.now, seen.append)
     # A first batch of 5, then 0.1 s * 128/s = 12 at a time; 0.5 s are 64 samples: 5 + 5 * 12 = 65.
     assert sampler.counts == [5, 12, 12, 12, 12, 12]
     assert len(collected.samples_s) == len(collected.clock_hz) == 65
@@ -46,7 +51,7 @@ def test_loop_stops_when_the_rule_is_content() -> None:
 
 def test_loop_ends_at_the_time_limit() -> None:
     sampler = FakeSampler(sample_s=2.0)
-    collected = collect(sampler, StoppingRule(limit_s=5.0), sampler.now)
+    (collected,) = collect(sampler, StoppingRule(limit_s=5.0), sampler.now)
     assert sampler.counts == [5]
     assert collected.stop.reason == "time limit of 5 s: 5 of 10 samples"
     assert not collected.stop.converged
@@ -54,20 +59,20 @@ def test_loop_ends_at_the_time_limit() -> None:
 
 def test_dropped_samples_are_counted_and_not_kept() -> None:
     sampler = FakeSampler(events={1: "drop", 3: "drop"})
-    collected = collect(sampler, StoppingRule(), sampler.now)
+    (collected,) = collect(sampler, StoppingRule(), sampler.now)
     assert collected.dropped == 5 + 12
     assert len(collected.samples_s) == 6 * 12
 
 
 def test_time_limit_waits_for_the_first_valid_sample() -> None:
     sampler = FakeSampler(sample_s=2.0, events={1: "drop"})
-    collected = collect(sampler, StoppingRule(), sampler.now)
+    (collected,) = collect(sampler, StoppingRule(), sampler.now)
     assert collected.samples_s == [2.0]
 
 
 def test_ctrl_c_keeps_the_samples_so_far() -> None:
     sampler = FakeSampler(events={3: "ctrl-c"})
-    collected = collect(sampler, StoppingRule(), sampler.now)
+    (collected,) = collect(sampler, StoppingRule(), sampler.now)
     assert len(collected.samples_s) == 5 + 12
     assert collected.stop == Stop(reason="interrupted", converged=False)
     assert _timing(collected).interrupted
@@ -89,7 +94,13 @@ def test_batches_fill_a_tenth_of_a_second(count: int, took_s: float, expected: i
 
 def _timing(collected: Collected):  # type: ignore[no-untyped-def]
     return timing_of(
-        collected, clock_source="probe", cold=True, graph=False, launch_hidden=True, warmup_s=0.1
+        collected,
+        clock_source="probe",
+        cold=True,
+        graph=False,
+        launch_hidden=True,
+        warmup_s=0.1,
+        interleaved=False,
     )
 
 
@@ -144,3 +155,54 @@ def test_mean_power_between_ticks() -> None:
     assert mean_power(ticks, 0.6) is None
     assert mean_power(ticks[:1], 0.0) is None
     assert mean_power([(1.0, 5.0), (2.0, 5.0)], 0.4) is None
+
+
+class TwoWorks:
+    """Rounds of two works, 1 and 100 ms: the clock drifts up by 1 % a round."""
+
+    works = 2
+
+    def __init__(self) -> None:
+        self.time, self.rounds = 0.0, 0
+
+    def now(self) -> float:
+        return self.time
+
+    def batch(self, count: int) -> list[Batch]:
+        samples: list[list[float]] = [[], []]
+        for _ in range(count):
+            for at, seconds in enumerate((0.001, 0.1)):
+                samples[at].append(seconds * (1 + 0.01 * self.rounds))
+                self.time += seconds
+            self.rounds += 1
+        return [Batch(samples_s=one, clock_hz=[None] * count) for one in samples]
+
+
+def test_works_that_are_timed_together_have_one_sample_a_round() -> None:
+    sampler = TwoWorks()
+    short, long = collect(sampler, StoppingRule(limit_s=1.0), sampler.now)
+    # 0.101 s a round; two works share 2 x 1 s: 5 rounds (0.505 s), then one a batch until 20 (2.02 s).
+    assert len(short.samples_s) == len(long.samples_s) == 20
+    assert [two / one for one, two in zip(short.samples_s, long.samples_s, strict=True)] == pytest.approx(
+        [100.0] * 20
+    )
+    assert short.stop.reason == long.stop.reason
+
+
+@pytest.mark.parametrize("works", [1, 2, 3, 5])
+def test_rounds_go_back_and_forth(works: int) -> None:
+    order = slots_in_turn(600, works, Random(0))
+    rounds = [order[at : at + works] for at in range(0, len(order), works)]
+    assert [sorted(slots) for slots in rounds] == [
+        list(range(at * works, (at + 1) * works)) for at in range(600)
+    ]
+    for there, back in zip(rounds[::2], rounds[1::2], strict=True):
+        assert [slot % works for slot in there] == [slot % works for slot in reversed(back)]
+
+
+def test_every_work_follows_every_other_as_often() -> None:
+    """Three works, 600 rounds: 6 ordered pairs of different works in 1200 places inside rounds."""
+    order = [slot % 3 for slot in slots_in_turn(600, 3, Random(0))]
+    inside = Counter((order[at], order[at + 1]) for at in range(len(order) - 1) if at % 3 != 2)
+    assert len(inside) == 6
+    assert all(abs(count - 200) < 45 for count in inside.values())  # 200 +- 3.5 sqrt(200 * 5/6)

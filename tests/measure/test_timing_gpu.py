@@ -10,8 +10,9 @@ from perfkit.measure.energy import energy_per_op
 from perfkit.measure.flush import L2Flush
 from perfkit.measure.memory import free_memory, peak_memory
 from perfkit.measure.nvml import monitor_of_torch
-from perfkit.measure.statistics import StoppingRule, median
+from perfkit.measure.stopping import StoppingRule
 from perfkit.measure.timing import Timing, time_cuda
+from perfkit.model.median import median
 
 pytestmark = pytest.mark.gpu
 
@@ -24,7 +25,8 @@ RULE = StoppingRule(min_time_s=0.05, limit_s=2.0)
 
 def timed(fn: Callable[[], object], *, cold: bool = False, graph: bool = False) -> Timing:
     flush = L2Flush() if cold else None
-    return time_cuda(fn, flush=flush, rule=RULE, clock=StampProbe(), use_graph=graph)
+    (timing,) = time_cuda([fn], flush=flush, rule=RULE, clock=StampProbe(), use_graph=graph)
+    return timing
 
 
 def clock_of(timing: Timing) -> float:
