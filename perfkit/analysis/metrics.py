@@ -34,6 +34,11 @@ def _rate(level: Level) -> Callable[[Placement], float | None]:
     return lambda p: point.bytes / p.time_s if (point := p.point(level)) and p.time_s else None
 
 
+def _bytes(level: Level) -> Callable[[Placement], float | None]:
+    """Bytes at a level, both ways; none where only compulsory bytes are known, which are not its traffic."""
+    return lambda p: point.bytes if (point := p.point(level)) and not point.upper else None
+
+
 def _share(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
@@ -69,6 +74,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         "intensity_l2", "intensity, SM<->L2", "intensity",
         "FLOPs of the convention per SM<->L2 byte", _intensity("L2"), ("L2",),
     ),
+    _m("dram_bytes", "DRAM bytes", "bytes", "DRAM bytes read and written", _bytes("DRAM"), ("DRAM",)),
+    _m("l2_bytes", "SM<->L2 bytes", "bytes", "SM<->L2 bytes read and written", _bytes("L2"), ("L2",)),
     _m("dram_rate", "DRAM rate", "byte_rate", "DRAM bytes over the time", _rate("DRAM"), ("DRAM",)),
     _m("l2_rate", "SM<->L2 rate", "byte_rate", "SM<->L2 bytes over the time", _rate("L2"), ("L2",)),
     _m(

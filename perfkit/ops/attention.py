@@ -5,6 +5,8 @@ from typing import Final
 from perfkit.kernels.attention import tiles
 from perfkit.ops import attention_cache as cached
 from perfkit.ops import attention_io as io
+from perfkit.ops.attention_ledger import standard_ledger
+from perfkit.ops.attention_published import published
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, IOModel, KernelUse, Op, Uses
 
@@ -91,7 +93,8 @@ IMPLEMENTATIONS: Final = (
         workspace=io.standard_workspace,
         io=IOModel(
             level="DRAM",
-            traffic=io.standard_traffic,
+            ledger=standard_ledger,
+            tiled=lambda _: (),
             dram=cached.standard_dram,
             issued_flops=io.standard_flops,
             exps=io.standard_exps,
@@ -111,7 +114,8 @@ IMPLEMENTATIONS: Final = (
         refuses=_flash_refuses,
         io=IOModel(
             level="L2",
-            traffic=io.flash_traffic,
+            ledger=io.flash_ledger,
+            tiled=io.flash_tiled,
             dram=cached.flash_dram,
             issued_flops=io.flash_flops,
             exps=io.flash_exps,
@@ -154,5 +158,6 @@ ATTENTION: Final = Op(
     flops_exact=flops_exact,
     exps=exps,
     compulsory=io.compulsory,
+    published=published,
     implementations=IMPLEMENTATIONS,
 )

@@ -1,15 +1,15 @@
 """The IO model of attention: exact bytes and FLOPs of each implementation, per pass.
 
-Sources: FA1 = Dao et al., arXiv 2205.14135; FA2 = Dao, arXiv 2307.08691. e is the element size in bytes; the
-statistics (LSE and D) are fp32. All functions return totals over batch and heads.
+Sources: FA1 = Dao et al., arXiv 2205.14135; FA2 = Dao, arXiv 2307.08691. Results are totals over batch and
+heads. Which bytes are of which kernel and tensor is in `attention_ledger`.
 """
 
 from perfkit.errors import UsageError
 from perfkit.model.traffic import Traffic
+from perfkit.ops.attention_ledger import STATISTIC_BYTES as STATISTIC_BYTES
+from perfkit.ops.attention_ledger import flash_backward_ledger, flash_forward_ledger, standard_ledger
 from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import KernelUse, Uses
-
-STATISTIC_BYTES = 4
+from perfkit.ops.base import KernelUse, Ledger, Uses, total
 
 
 def compulsory(w: AttentionWorkload) -> Traffic:
@@ -29,22 +29,9 @@ def compulsory(w: AttentionWorkload) -> Traffic:
 # Standard attention, FA1 Algorithms 0 and 3.
 
 
-def standard_traffic(w: AttentionWorkload, _: Uses = ()) -> Traffic:
-    """N^2 matrices in device memory, with torch's kernels.
-
-    Forward: S written, S read, P written, P read: 4 N^2 + 4 N d (FA1 2.2). A causal mask is written into S
-    and read back as the addend of the product: 6 N^2. Backward: the 7 N^2 of FA1 Algorithm 3 (P read, dP
-    written; P and dP read, dS written; dS read twice), and 3 more, because torch's softmax backward first
-    multiplies P and dP in a kernel of its own. dQ and dK are read and written once more, to be scaled.
-    """
-    square, q, kv = w.scores_bytes, w.query_bytes, w.key_bytes
-    mask = square if w.causal else 0
-    forward = Traffic(read_bytes=2 * square + mask + q + 2 * kv, write_bytes=2 * square + mask + q)
-    # dV = P^T dO reads dO; dP = dO V^T reads dO and V; dQ = dS K reads K; dK = dS^T Q reads Q.
-    backward = Traffic(
-        read_bytes=7 * square + (3 * q + 2 * kv) + (q + kv), write_bytes=3 * square + (q + 2 * kv) + (q + kv)
-    )
-    return _of_pass(w, forward, backward)
+def standard_traffic(w: AttentionWorkload, uses: Uses = ()) -> Traffic:
+    """DRAM traffic of `standard` for the pass, where every pass over S and P reaches DRAM."""
+    return total(standard_ledger(w, uses))
 
 
 def standard_flops(w: AttentionWorkload, _: Uses = ()) -> int:
@@ -104,41 +91,37 @@ def query_blocks(w: AttentionWorkload, tile: KernelUse) -> list[range]:
     return [range(min(block, whole), whole) for block in first]
 
 
-def _rows(blocks: range, size: int, total: int) -> int:
-    return max(0, min(total, blocks.stop * size) - blocks.start * size) if len(blocks) else 0
+def _keys_read(w: AttentionWorkload, tile: KernelUse) -> int:
+    """Rows of K that the blocks of queries of one head read together; loads stop at N_k."""
+    return sum(min(w.seq_k, count * tile.block_n) for count in key_blocks(w, tile))
 
 
-def flash_forward_traffic(w: AttentionWorkload, tile: KernelUse) -> Traffic:
-    """Q once, K and V once per block of queries that sees them; O and LSE written (FA2 Algorithm 1)."""
-    keys = sum(min(w.seq_k, count * tile.block_n) for count in key_blocks(w, tile))
-    row = w.head_dim * w.element_bytes
-    per_head = Traffic(
-        read_bytes=w.seq_q * row + 2 * keys * row, write_bytes=w.seq_q * row + STATISTIC_BYTES * w.seq_q
-    )
-    return per_head * (w.batch * w.heads)
+def _queries_read(w: AttentionWorkload, tile: KernelUse) -> int:
+    """Rows of Q that the blocks of keys read together, for one query head; loads stop at N_q."""
+    # The last row that a block reads is the last there is; none is read where no block is visited.
+    return sum(max(0, w.seq_q - blocks.start * tile.block_m) for blocks in query_blocks(w, tile))
 
 
-def flash_backward_traffic(w: AttentionWorkload, dkdv: KernelUse, dq: KernelUse) -> Traffic:
-    """Split kernels, no atomics: D = rowsum(O dO); dK and dV per block of keys; dQ per block of queries."""
-    row, n_q, n_k, heads = w.head_dim * w.element_bytes, w.seq_q, w.seq_k, w.batch * w.heads
-    preprocess = Traffic(read_bytes=2 * n_q * row, write_bytes=STATISTIC_BYTES * n_q) * heads
-    queries = sum(_rows(blocks, dkdv.block_m, n_q) for blocks in query_blocks(w, dkdv))
-    dkdv_reads = queries * (2 * row + 2 * STATISTIC_BYTES) * heads + 2 * n_k * row * w.batch * w.kv_heads
-    dkdv_writes = 2 * n_k * row * w.batch * w.kv_heads
-    keys = sum(min(n_k, count * dq.block_n) for count in key_blocks(w, dq))
-    dq_traffic = Traffic(
-        read_bytes=n_q * (2 * row + 2 * STATISTIC_BYTES) + 2 * keys * row, write_bytes=n_q * row
-    )
-    return preprocess + Traffic(read_bytes=dkdv_reads, write_bytes=dkdv_writes) + dq_traffic * heads
+def flash_tiled(w: AttentionWorkload) -> tuple[str, ...]:
+    """The kernels of the pass that loop over tiles."""
+    forward, backward = ("flash_forward",), ("flash_dkdv", "flash_dq")
+    return {"fwd": forward, "bwd": backward, "fwd-bwd": forward + backward}[w.pass_]
+
+
+def flash_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
+    """What the kernels of `flash` move between SMs and L2 for the pass, with the tiles that ran."""
+    moved: Ledger = ()
+    if w.pass_ != "bwd":
+        moved += flash_forward_ledger(w, _keys_read(w, tile_of(uses, "flash_forward")))
+    if w.pass_ != "fwd":
+        queries = _queries_read(w, tile_of(uses, "flash_dkdv"))
+        moved += flash_backward_ledger(w, queries, _keys_read(w, tile_of(uses, "flash_dq")))
+    return moved
 
 
 def flash_traffic(w: AttentionWorkload, uses: Uses) -> Traffic:
     """SM<->L2 traffic of `flash` for the pass, with the tiles that ran."""
-    zero = Traffic(read_bytes=0, write_bytes=0)
-    forward = flash_forward_traffic(w, tile_of(uses, "flash_forward")) if w.pass_ != "bwd" else zero
-    if w.pass_ == "fwd":
-        return forward
-    return forward + flash_backward_traffic(w, tile_of(uses, "flash_dkdv"), tile_of(uses, "flash_dq"))
+    return total(flash_ledger(w, uses))
 
 
 def flash_flops(w: AttentionWorkload, uses: Uses) -> int:
@@ -152,15 +135,15 @@ def flash_flops(w: AttentionWorkload, uses: Uses) -> int:
     def product(tile: KernelUse, tiles: int) -> int:
         return 2 * tile.block_m * tile.block_n * depth * tiles * w.batch * w.heads
 
-    total = 0
+    flops = 0
     if w.pass_ != "bwd":
         tile = tile_of(uses, "flash_forward")
-        total += 2 * product(tile, sum(key_blocks(w, tile)))
+        flops += 2 * product(tile, sum(key_blocks(w, tile)))
     if w.pass_ != "fwd":
         dkdv, dq = tile_of(uses, "flash_dkdv"), tile_of(uses, "flash_dq")
-        total += 4 * product(dkdv, sum(len(blocks) for blocks in query_blocks(w, dkdv)))
-        total += 3 * product(dq, sum(key_blocks(w, dq)))
-    return total
+        flops += 4 * product(dkdv, sum(len(blocks) for blocks in query_blocks(w, dkdv)))
+        flops += 3 * product(dq, sum(key_blocks(w, dq)))
+    return flops
 
 
 def flash_exps(w: AttentionWorkload, _: Uses) -> int:
@@ -181,7 +164,3 @@ def flash_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
 def flash_workspace(w: AttentionWorkload) -> int:
     """LSE forward; D as well backward."""
     return (1 if w.pass_ == "fwd" else 2) * STATISTIC_BYTES * w.rows
-
-
-def _of_pass(w: AttentionWorkload, forward: Traffic, backward: Traffic) -> Traffic:
-    return {"fwd": forward, "bwd": backward, "fwd-bwd": forward + backward}[w.pass_]

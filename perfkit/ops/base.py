@@ -1,12 +1,13 @@
 """What an op and an implementation are, for every op."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
 
 from perfkit.model.device import DeviceProfile
 from perfkit.model.traffic import Traffic
+from perfkit.model.units import Hint
 
 #: Where measured bytes are held against modelled ones: the SM<->L2 boundary is the papers' "HBM <-> SRAM".
 Level = Literal["L2", "DRAM"]
@@ -33,6 +34,23 @@ class KernelUse(msgspec.Struct, frozen=True, kw_only=True):
 Uses = tuple[KernelUse, ...]
 
 
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """What one kernel moves of one tensor. `kernel` is the name of a kernel, or the step that it computes."""
+
+    kernel: str
+    tensor: str
+    traffic: Traffic
+
+
+#: All that an implementation moves at one level, in launch order: one entry per kernel and tensor.
+Ledger = tuple[Moved, ...]
+
+
+def total(moved: Iterable[Moved]) -> Traffic:
+    """The traffic of all entries together."""
+    return sum((entry.traffic for entry in moved), Traffic(read_bytes=0, write_bytes=0))
+
+
 class Cached(msgspec.Struct, frozen=True, kw_only=True):
     """DRAM traffic as the L2 model predicts it, and the case that it rests on."""
 
@@ -43,19 +61,25 @@ class Cached(msgspec.Struct, frozen=True, kw_only=True):
 class IOModel(msgspec.Struct, frozen=True, kw_only=True):
     """Closed forms of one implementation, as functions of the workload and the tiles that ran.
 
-    `level` is the boundary at which `traffic` is what the counters must show; `source` says whose formula
-    it is; `extra_flops` says why the issued FLOPs differ from the convention's. `dram` predicts DRAM
-    traffic from the workload, the tiles and the device's L2.
+    `level` is the boundary at which the `ledger` is what the counters must show; `source` says whose formula
+    it is; `tiled` names the kernels of the pass without whose tiles there is no ledger; `extra_flops` says
+    why the issued FLOPs differ from the convention's. `dram` predicts DRAM traffic from the workload, the
+    tiles and the device's L2.
     """
 
     level: Level
-    traffic: Callable[[Any, Uses], Traffic]
+    ledger: Callable[[Any, Uses], Ledger]
+    tiled: Callable[[Any], tuple[str, ...]]
     dram: Callable[[Any, Uses, DeviceProfile], Cached]
     issued_flops: Callable[[Any, Uses], int]
     exps: Callable[[Any, Uses], int]
     extra_flops: Callable[[Any], tuple[str, ...]]
     launches: Callable[[Any], int]
     source: str
+
+    def traffic(self, workload: Any, uses: Uses) -> Traffic:
+        """The sum of the ledger."""
+        return total(self.ledger(workload, uses))
 
 
 class Implementation(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +105,26 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     refuses: Callable[[Any], str | None] | None = None
 
 
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """A number that somebody else published for one implementation: base unit, their device, their source.
+
+    `tag` is that of a recorded quantity or a derived metric; `note` says how their setting differs from ours.
+    """
+
+    impl: str
+    tag: str
+    value: float
+    hint: Hint
+    device: str
+    source: str
+    note: str = ""
+
+
 class Op(msgspec.Struct, frozen=True, kw_only=True):
-    """An op: its workload type, what every implementation of it must at least do, and who implements it."""
+    """An op: its workload type, what every implementation of it must at least do, and who implements it.
+
+    `published` gives other people's figures for a workload, if there are any.
+    """
 
     name: str
     workload: type
@@ -90,6 +132,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     flops_exact: Callable[[Any], int]
     exps: Callable[[Any], int]
     compulsory: Callable[[Any], Traffic]
+    published: Callable[[Any], tuple[Published, ...]]
     implementations: tuple[Implementation, ...]
 
     def implementation(self, name: str) -> Implementation | None:
