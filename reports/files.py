@@ -1,23 +1,28 @@
-"""Writing reports to files: JSON and CSV, to a path or to standard output, never over a file by accident."""
+"""Writing reports to files, to a path or to standard output, never over a file by accident."""
 
 import csv
 import io
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Final
 
-from perfkit.analysis.study import Study, rows
+from perfkit.analysis.report import Report
+from perfkit.analysis.study import rows
 from perfkit.errors import UsageError
 from perfkit.record import dump
 
 
-def as_json(study: Study) -> bytes:
-    """The record; what follows from it is computed again by whoever reads it."""
-    return dump(study.record)
+def as_json(report: Report) -> bytes:
+    """The one record of the report; what follows from it is computed again by whoever reads it."""
+    if len(report.parts) != 1:
+        raise UsageError("a record holds one run of perfkit", "write several as CSV, HTML or Markdown")
+    return dump(report.parts[0].study.record)
 
 
-def as_csv(study: Study) -> bytes:
-    """One tidy row per number, recorded and derived, with unit and provenance."""
-    table = rows(study)
+def as_csv(report: Report) -> bytes:
+    """One tidy row per number, recorded and derived, with unit and provenance; `source` names the part."""
+    table = [{"source": part.name, **row} for part in report.parts for row in rows(part.study)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(table[0]) if table else [], lineterminator="\n")
     writer.writeheader()
@@ -25,8 +30,20 @@ def as_csv(study: Study) -> bytes:
     return text.getvalue().encode()
 
 
-#: Option -> how a study becomes a file.
-FORMATS = {"json": as_json, "csv": as_csv}
+#: Option -> the function "module:name" that makes the file from a Report. Lazy: plotly takes its time.
+FORMATS: Final = {
+    "json": "perfkit.reports.files:as_json",
+    "csv": "perfkit.reports.files:as_csv",
+    "md": "perfkit.reports.markdown:as_markdown",
+    "html": "perfkit.reports.html:as_html",
+}
+
+
+def render(name: str, report: Report) -> bytes:
+    """The content of a file in the format `name`."""
+    module, function = FORMATS[name].split(":")
+    content: bytes = getattr(import_module(module), function)(report)
+    return content
 
 
 def check_target(path: str, force: bool) -> None:

@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from perfkit import __version__
+from perfkit.cli.compare import compare
 from perfkit.cli.devices import devices
 from perfkit.cli.doctor import doctor
+from perfkit.cli.report import report
 from perfkit.cli.roofline import roofline
 from perfkit.cli.show import show
 
@@ -18,7 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(roofline)
+app.command()(compare)
 app.command()(show)
+app.command()(report)
 app.command()(devices)
 app.command()(doctor)
 

@@ -1,11 +1,17 @@
-"""What every reporting command does with a study: terminal, JSON, CSV."""
+"""What every reporting command does with a report: the terminal, and files."""
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from perfkit.analysis.report import Report, Titled, changes, comparison_of
+from perfkit.analysis.speed import THRESHOLD
 from perfkit.analysis.study import Study
 from perfkit.errors import UsageError
-from perfkit.reports.files import FORMATS, check_target, write
+from perfkit.reports.files import check_target, render, write
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDTH = 80
 
@@ -21,21 +27,50 @@ def check_targets(targets: dict[str, str | None], force: bool) -> None:
         check_target(path, force)
 
 
-def emit(study: Study, targets: dict[str, str | None]) -> None:
-    """Write the files, and the terminal report unless standard output is taken."""
+def names_of(paths: list[str]) -> list[str]:
+    """What readers know the files by: their names, or the whole paths where two names are equal."""
+    stems = [Path(path).stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else paths
+
+
+def titled(name: str, study: Study, threshold: float = THRESHOLD) -> Report:
+    """The report of one study."""
+    return Report(parts=(Titled(name=name, study=study),), threshold=threshold)
+
+
+def write_files(report: Report, targets: dict[str, str | None]) -> None:
+    """Write every target that was asked for."""
     for name, path in targets.items():
         if path:
-            write(FORMATS[name](study), path)
+            write(render(name, report), path)
             if path != "-":
                 print(f"wrote {path}", file=sys.stderr)
+
+
+def emit(report: Report, targets: dict[str, str | None]) -> None:
+    """Write the files, and the terminal report unless standard output is taken."""
+    write_files(report, targets)
     if "-" in targets.values():
         return
     from rich.console import Console
 
-    from perfkit.reports.terminal import render
-
     console = Console(highlight=False, soft_wrap=False)
     width = max(WIDTH, min(console.width, 120)) if console.is_terminal else WIDTH
     with console.capture() as captured:
-        console.print(render(study, width))
+        _print(console, report, width)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def _print(console: "Console", report: Report, width: int) -> None:
+    """The report of its one study: a comparison where there is one."""
+    (part,) = report.parts
+    against = changes(report)
+    found = against[0] if against else comparison_of(part.study, report.threshold)
+    if found is not None:
+        from perfkit.reports import comparison
+
+        console.print(comparison.render(part.study, found, width))
+    else:
+        from perfkit.reports import terminal
+
+        console.print(terminal.render(part.study, width))

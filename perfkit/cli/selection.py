@@ -1,14 +1,16 @@
 """From the words on the command line to a workload and a list of implementations."""
 
+from collections.abc import Sequence
+
 from perfkit.errors import UsageError
 from perfkit.model.units import parse_count
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, Op
 
 
-def attention_workload(
+def attention_workloads(
     *,
-    seq: str,
+    seqs: Sequence[str],
     seq_k: str | None,
     batch: str,
     heads: str,
@@ -17,19 +19,48 @@ def attention_workload(
     dtype: str,
     causal: bool,
     pass_: str,
-) -> AttentionWorkload:
-    """The workload that the options describe; UsageError says what is allowed."""
-    return AttentionWorkload(
-        batch=parse_count(batch, "--batch"),
-        heads=parse_count(heads, "--heads"),
-        kv_heads=parse_count(kv_heads or heads, "--kv-heads"),
-        seq_q=parse_count(seq, "--seq"),
-        seq_k=parse_count(seq_k or seq, "--seq-k"),
-        head_dim=parse_count(head_dim, "--head-dim"),
-        dtype=dtype,
-        causal=causal,
-        pass_=pass_,  # type: ignore[arg-type]
-    )
+) -> list[AttentionWorkload]:
+    """The workloads that the options describe, one a length; UsageError says what is allowed."""
+    found = [
+        AttentionWorkload(
+            batch=parse_count(batch, "--batch"),
+            heads=parse_count(heads, "--heads"),
+            kv_heads=parse_count(kv_heads or heads, "--kv-heads"),
+            seq_q=parse_count(seq, "--seq"),
+            seq_k=parse_count(seq_k or seq, "--seq-k"),
+            head_dim=parse_count(head_dim, "--head-dim"),
+            dtype=dtype,
+            causal=causal,
+            pass_=pass_,  # type: ignore[arg-type]
+        )
+        for seq in seqs
+    ]
+    return list(dict.fromkeys(found))
+
+
+def compared(
+    op: Op, names: Sequence[str], baseline: str | None, hardware: str | None
+) -> tuple[list[Implementation], str]:
+    """The implementations to compare, in the order asked for, and the name of the baseline.
+
+    One may be named twice: against itself it shows what noise looks like. UsageError where fewer than two are
+    named, or the baseline is not among them.
+    """
+    chosen = [row for name in names for row in select(op, name, hardware)]
+    if len(chosen) < 2:
+        raise UsageError(
+            "there is nothing to compare with",
+            f"name two or more of: {', '.join(_names(op))}; or two records",
+        )
+    base = baseline or chosen[0].name
+    names = [row.name for row in chosen]
+    if base not in names:
+        raise UsageError(f"the baseline '{base}' is not compared", f"choose one of: {', '.join(names)}")
+    return chosen, base
+
+
+def _names(op: Op) -> list[str]:
+    return [row.name for row in op.implementations]
 
 
 def select(op: Op, names: str, hardware: str | None) -> list[Implementation]:
@@ -40,7 +71,7 @@ def select(op: Op, names: str, hardware: str | None) -> list[Implementation]:
     """
     if "all" in names.split(","):
         return [row for row in op.implementations if row.role != "oracle" and _served(row, hardware)]
-    allowed = ", ".join(row.name for row in op.implementations)
+    allowed = ", ".join(_names(op))
     chosen: dict[str, Implementation] = {}
     for name in (part.strip() for part in names.split(",")):
         row = op.implementation(name)

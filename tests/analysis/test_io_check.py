@@ -279,7 +279,7 @@ def test_counters_that_repeat_the_model_hold(n: int, pass_: Any, causal: bool) -
     (op,) = OPS
     w = AttentionWorkload(seq_q=n, seq_k=n, causal=causal, pass_=pass_)
     rows = [row for row in op.implementations if row.io]
-    record = run_session(op, w, rows, FakeBackend(), lambda _impl, _what: None)
+    record = run_session(op, [w], rows, FakeBackend(), lambda _impl, _what: None)
     for run in record.runs:
         found = check(record.op, place(record, run))
         assert found

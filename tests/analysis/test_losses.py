@@ -130,7 +130,7 @@ def test_parts_add_up_on_every_device(name: str) -> None:
     (op,) = OPS
     w = AttentionWorkload(seq_q=5000, seq_k=5000, dtype="fp16", causal=True, pass_="fwd-bwd")
     rows = [row for row in op.implementations if row.io]
-    record = run_session(op, w, rows, FakeBackend(load_profile(name)), lambda _impl, _what: None)
+    record = run_session(op, [w], rows, FakeBackend(load_profile(name)), lambda _impl, _what: None)
     for run in record.runs:
         found = losses(place(record, run))
         assert found

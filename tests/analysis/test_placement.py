@@ -201,7 +201,7 @@ def test_attainable_never_exceeds_the_peak_on_any_device(name: str, pass_: str) 
         for n in (113, 4096):
             w = AttentionWorkload(seq_q=n, seq_k=n, dtype=dtype, pass_=pass_)  # type: ignore[arg-type]
             rows = [row for row in op.implementations if row.io]
-            record = run_session(op, w, rows, FakeBackend(load(name)), lambda _impl, _what: None)
+            record = run_session(op, [w], rows, FakeBackend(load(name)), lambda _impl, _what: None)
             for finding in study(record).findings:
                 at = finding.placement
                 for roof in (at.datasheet, at.roof):

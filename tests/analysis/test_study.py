@@ -17,7 +17,7 @@ W = AttentionWorkload(seq_q=4096, seq_k=4096)
 
 def fake_record() -> Record:
     chosen = [row for row in OP.implementations if row.name in ("standard", "flash")]
-    return run_session(OP, W, chosen, FakeBackend(), lambda *_: None)
+    return run_session(OP, [W], chosen, FakeBackend(), lambda *_: None)
 
 
 def with_first_status(status: Status) -> Record:

@@ -200,7 +200,7 @@ def test_force_overwrites(perfkit: Perfkit, tmp_path: Path) -> None:
 def test_one_output_on_standard_output_is_all_there_is(perfkit: Perfkit) -> None:
     found = perfkit(*MODEL, "--csv", "-")
     assert (found.code, found.err) == (0, "")
-    assert found.out.startswith("op,device,impl,status,")
+    assert found.out.startswith("source,op,device,impl,status,")
 
 
 def test_version_and_help(perfkit: Perfkit) -> None:
