@@ -99,7 +99,7 @@ IMPLEMENTATIONS: Final = (
             issued_flops=io.standard_flops,
             exps=io.standard_exps,
             extra_flops=io.standard_extra_flops,
-            launches=lambda w: {"fwd": 3, "bwd": 8, "fwd-bwd": 11}[w.pass_],
+            launches=io.standard_launches,
             source="4 N^2 + 4 N d forward (FA1 section 2.2, Algorithm 0)",
         ),
     ),

@@ -6,7 +6,6 @@ from perfkit.model.cache import STAYS, Prediction, fits, lost_between, resident_
 from perfkit.model.device import DeviceProfile
 from perfkit.model.traffic import Traffic
 from perfkit.ops.attention_io import (
-    STATISTIC_BYTES,
     compulsory,
     flash_traffic,
     key_blocks,
@@ -14,6 +13,7 @@ from perfkit.ops.attention_io import (
     standard_traffic,
     tile_of,
 )
+from perfkit.ops.attention_ledger import STATISTIC_BYTES
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Cached, KernelUse, Uses
 

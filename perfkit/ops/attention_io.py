@@ -6,8 +6,12 @@ heads. Which bytes are of which kernel and tensor is in `attention_ledger`.
 
 from perfkit.errors import UsageError
 from perfkit.model.traffic import Traffic
-from perfkit.ops.attention_ledger import STATISTIC_BYTES as STATISTIC_BYTES
-from perfkit.ops.attention_ledger import flash_backward_ledger, flash_forward_ledger, standard_ledger
+from perfkit.ops.attention_ledger import (
+    STATISTIC_BYTES,
+    flash_backward_ledger,
+    flash_forward_ledger,
+    standard_ledger,
+)
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse, Ledger, Uses, total
 
@@ -51,6 +55,15 @@ def standard_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
     if w.pass_ != "fwd":
         causes.append("no recomputation (4 products for 5)")
     return tuple(causes)
+
+
+def standard_launches(w: AttentionWorkload) -> int:
+    """Kernels of torch: two products and a softmax forward, three more to make a mask; eight backward.
+
+    Elementwise kernels over more than 2^31 bytes are split by torch into several, which is not counted.
+    """
+    forward = 6 if w.causal else 3
+    return {"fwd": forward, "bwd": 8, "fwd-bwd": forward + 8}[w.pass_]
 
 
 def standard_workspace(w: AttentionWorkload) -> int:
