@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from perfkit.model.cache import LOST, RESIDENT, Prediction, fits, lost_share, resident_blocks, shared_passes
+from perfkit.model.cache import (
+    LOST,
+    RESIDENT,
+    Prediction,
+    lost_share,
+    missed_share,
+    resident_blocks,
+    shared_passes,
+)
 
 L2 = 1_000_000
 
@@ -70,9 +78,20 @@ def test_lost_share() -> None:
     assert lost_share(100 * L2, L2) == 1
 
 
-def test_fits_up_to_its_share() -> None:
-    assert fits(int(RESIDENT * L2), L2)
-    assert not fits(int(RESIDENT * L2) + 1, L2)
+@pytest.mark.parametrize(
+    ("size", "share"),
+    [
+        (0.0, 0.0),
+        (0.37, 0.0),
+        (0.52, 0.36),  # halfway from 0.37 to 0.67
+        (0.67, 0.72),
+        (1.135, 0.86),  # halfway from 0.67 to 1.6
+        (1.6, 1.0),
+        (100.0, 1.0),
+    ],
+)
+def test_what_a_matrix_of_a_size_misses(size: float, share: float) -> None:
+    assert missed_share(round(size * L2), L2) == pytest.approx(share, abs=1e-5)
 
 
 GRID = list(itertools.product((1, 3, 8), (1, 2, 7), (100_000, 400_000), (1, 5, 16, 1000)))

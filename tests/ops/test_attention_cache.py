@@ -111,7 +111,28 @@ def test_standard_in_l2_reads_its_inputs_only() -> None:
     found = standard_dram(w, (), H200)
     tensor = 512 * 64 * 2
     assert found.traffic == Traffic(read_bytes=3 * tensor, write_bytes=2 * 512 * 512 * 2 + tensor)
-    assert found.reason == "S stays in L2: it is written, and re-read there"
+    assert found.reason == "S takes 1% of L2 and stays in L2: it is written, and re-read there"
+
+
+def test_standard_near_l2_reads_a_part_again() -> None:
+    """S of 16 heads, N 1024, is 2^25 B, 0.533 of 60 MiB: (0.533 - 0.37) / 0.30 * 72 % = 39.2 % is missed."""
+    w = square(1024, heads=16, kv_heads=16)
+    found = standard_dram(w, (), H200)
+    missed = (2**25 / (60 * MIB) - 0.37) / 0.30 * 0.72
+    tensor = 16 * 1024 * 64 * 2
+    assert found.traffic.read_bytes == 3 * tensor + round(missed * 2 * 2**25)
+    assert found.traffic.write_bytes == 2 * 2**25 + tensor  # every matrix is written in the end
+    assert found.reason == "S takes 53% of L2 and in part stays in L2: 39% of its re-reads miss"
+
+
+def test_standard_backward_needs_room_for_more_than_s() -> None:
+    """P waits while dP is made: 1.4 matrices are in use, so that less is found again than forward."""
+    forward, backward = (
+        standard_dram(square(1024, heads=16, kv_heads=16, pass_=one), (), H200).reason
+        for one in ("fwd", "bwd")
+    )
+    assert forward.endswith("39% of its re-reads miss")
+    assert backward.endswith("74% of its re-reads miss")  # 0.747 of L2: 72 % + 28 % * 0.077 / 0.93
 
 
 def test_standard_backward_in_l2_reads_p_once() -> None:
