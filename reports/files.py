@@ -34,8 +34,8 @@ def as_csv(report: Report) -> bytes:
 FORMATS: Final = {
     "json": "perfkit.reports.files:as_json",
     "csv": "perfkit.reports.files:as_csv",
-    "md": "perfkit.reports.markdown:as_markdown",
-    "html": "perfkit.reports.html:as_html",
+    "md": "perfkit.reports.markdown.page:as_markdown",
+    "html": "perfkit.reports.html.page:as_html",
 }
 
 

@@ -12,7 +12,7 @@ from perfkit.analysis.metrics import METRICS
 from perfkit.analysis.placement import ROOF_TOLERANCE
 from perfkit.cli.app import app
 from perfkit.measure.options import Options
-from perfkit.measure.statistics import StoppingRule
+from perfkit.measure.stopping import StoppingRule
 from perfkit.model import cache
 from perfkit.model.roofline import LAUNCH_S
 from perfkit.model.units import UNITS
@@ -62,14 +62,16 @@ def options(command):
     return [name for one in found for name in (*one.opts, *one.secondary_opts) if name.startswith("--")]
 
 
-@pytest.mark.parametrize("command", ["roofline", "show", "devices", "doctor"])
+@pytest.mark.parametrize("command", ["roofline", "compare", "show", "report", "gate", "devices", "doctor"])
 def test_every_option_is_explained(command):
     assert f"## perfkit {command}\n" in CLI
     assert [name for name in options(command) if f"`{name}`" not in CLI] == []
 
 
 def test_no_option_is_explained_that_does_not_exist():
-    known = {"--help", "--version"} | {name for command in ("roofline", "show") for name in options(command)}
+    known = {"--help", "--version"} | {
+        name for command in ("roofline", "compare", "show", "report", "gate") for name in options(command)
+    }
     assert set(re.findall(r"`(--[a-z-]+)", CLI)) <= known
 
 

@@ -73,7 +73,7 @@ def compare(study: Study, baseline: str, threshold: float) -> Comparison:
                 f"in the record: {', '.join(dict.fromkeys(f.placement.run.impl for f in findings))}",
             )
         others = [f for f in findings if f is not base]
-        contrasts = tuple(_contrast(f.placement.run.impl, base, f, threshold) for f in others)
+        contrasts = tuple(_contrast(f.placement.run.impl, base, f, threshold, together=True) for f in others)
         groups.append(Group(workload=workload, label=baseline, baseline=base, contrasts=contrasts))
     if not any(group.contrasts for group in groups):
         raise UsageError(f"only '{baseline}' is there", "name another implementation to compare with it")
@@ -93,7 +93,7 @@ def compare_records(old: Study, new: Study, names: tuple[str, str], threshold: f
         if base is None:
             added.append(run.impl)
             continue
-        contrast = _contrast(f"{run.impl} {names[1]}", base, finding, threshold)
+        contrast = _contrast(f"{run.impl} {names[1]}", base, finding, threshold, together=False)
         label = f"{run.impl} {names[0]}"
         groups.append(Group(workload=run.workload, label=label, baseline=base, contrasts=(contrast,)))
     if not groups:
@@ -128,13 +128,14 @@ def _differences(old: Study, new: Study) -> Sequence[str]:
     return notes
 
 
-def _contrast(label: str, base: Finding, candidate: Finding, threshold: float) -> Contrast:
+def _contrast(label: str, base: Finding, candidate: Finding, threshold: float, *, together: bool) -> Contrast:
     one, two = base.placement, candidate.placement
     broken = next((p for p in (one, two) if p.invalid or p.run.status != "measured"), None)
     if broken is not None or one.run.timing is None or two.run.timing is None:
         speedup, verdict = _unmeasured(base, candidate)
     else:
-        speedup, verdict = compare_times(one.run.timing, two.run.timing, threshold)
+        timings = one.run.timing, two.run.timing
+        speedup, verdict = compare_times(*timings, threshold, together=together)
     return Contrast(
         label=label,
         candidate=candidate,

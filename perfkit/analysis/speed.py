@@ -37,14 +37,15 @@ class SpeedVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_times(
-    base: Timing, candidate: Timing, threshold: float = THRESHOLD
+    base: Timing, candidate: Timing, threshold: float = THRESHOLD, *, together: bool = True
 ) -> tuple[Ratio, SpeedVerdict]:
     """The speed-up of `candidate` over `base`, and the verdict on it.
 
-    Timings that were interleaved are compared round by round, so that drift of the clock cancels; others by
-    the ends of their intervals.
+    Timings that were taken `together`, interleaved in one session, are compared round by round, so that drift
+    of the clock cancels; others by the ends of their intervals.
     """
-    paired = base.interleaved and candidate.interleaved and len(base.samples_s) == len(candidate.samples_s)
+    both = base.interleaved and candidate.interleaved
+    paired = together and both and len(base.samples_s) == len(candidate.samples_s)
     times = speedup(base.samples_s, candidate.samples_s, paired)
     if times.low is None or times.high is None:
         return times, SpeedVerdict(status="undecided", reason=f"fewer than {LEAST} samples")

@@ -8,6 +8,7 @@ from perfkit import __version__
 from perfkit.cli.compare import compare
 from perfkit.cli.devices import devices
 from perfkit.cli.doctor import doctor
+from perfkit.cli.gate import gate
 from perfkit.cli.report import report
 from perfkit.cli.roofline import roofline
 from perfkit.cli.show import show
@@ -23,6 +24,7 @@ app.command()(roofline)
 app.command()(compare)
 app.command()(show)
 app.command()(report)
+app.command()(gate)
 app.command()(devices)
 app.command()(doctor)
 

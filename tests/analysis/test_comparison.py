@@ -126,6 +126,27 @@ def test_a_planted_slowdown_of_a_real_record_is_found() -> None:
     assert statuses(compare_records(study(one), study(slower(one, 1 / 1.05)), ("a", "b"), 0.01)) == {"faster"}
 
 
+def test_rounds_of_two_sessions_are_not_pairs() -> None:
+    """The same drift over 20 rounds in both: paired, every round would be 3 % slower for certain."""
+    one = record(lengths=(1024,))
+
+    def drifting(factor: float) -> Study:
+        runs = []
+        for run in one.runs:
+            assert run.timing is not None
+            samples = [factor * 1e-3 * (1 + 0.005 * i) for i in range(20)]
+            timing = msgspec.structs.replace(run.timing, samples_s=samples, clock_hz=[1.5e9] * 20)
+            runs.append(msgspec.structs.replace(run, timing=timing))
+        return study(msgspec.structs.replace(one, runs=tuple(runs)))
+
+    found = compare_records(drifting(1.0), drifting(1.03), ("a", "b"), 0.01)
+    contrast = found.groups[0].contrasts[0]
+    # Unpaired: from 1.025 / (1.03 * 1.070) to 1.070 / (1.03 * 1.025), as in test_speed.
+    assert contrast.speedup is not None
+    assert contrast.speedup.low == pytest.approx(1.025 / (1.03 * 1.070))
+    assert contrast.verdict.status == "undecided"
+
+
 def test_records_with_nothing_in_common_are_refused() -> None:
     one, two = (study(load(H200 / name)) for name in ("fwd-d64-16k.json", "fwd-d64-2k.json"))
     with pytest.raises(UsageError, match="have no implementation and workload in common"):

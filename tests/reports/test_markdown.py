@@ -16,9 +16,10 @@ from perfkit.model.catalogue import load as profile
 from perfkit.ops import find_op
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.record import load
-from perfkit.reports import files, markdown
-from perfkit.reports.markdown import LIMIT, as_markdown
-from perfkit.reports.markdown_text import LONGEST, MOST_ITEMS, MOST_ROWS, bullets, escape, folded, table
+from perfkit.reports import files
+from perfkit.reports.markdown import page
+from perfkit.reports.markdown.page import LIMIT, as_markdown
+from perfkit.reports.markdown.text import LONGEST, MOST_ITEMS, MOST_ROWS, bullets, escape, folded, table
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -241,7 +242,7 @@ def test_what_does_not_fit_is_counted():
 
 
 def test_even_hostile_records_do_not_burst_the_limit(monkeypatch):
-    monkeypatch.setattr(markdown, "MANY", 1)
+    monkeypatch.setattr(page, "MANY", 1)
     bad = changed(session([4096]), "flash", status="failed", reason="@" * 5000, numbers={}, timing=None)
     found = as_markdown(Report(parts=tuple(Titled(name="|" * 5000, study=bad) for _ in range(60))))
     assert len(found) < LIMIT

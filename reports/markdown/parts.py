@@ -9,7 +9,7 @@ from perfkit.analysis.verdict import Verdict
 from perfkit.model.units import show
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.reports import cells
-from perfkit.reports.markdown_text import bullets, escape, folded, table
+from perfkit.reports.markdown.text import bullets, escape, folded, table
 from perfkit.reports.places import place
 from perfkit.reports.words import comparison_words, verdict_words
 

@@ -6,9 +6,9 @@ from typing import Final
 from perfkit.analysis.comparison import Comparison
 from perfkit.analysis.report import Report, Titled, changes, comparison_of
 from perfkit.analysis.study import Study
-from perfkit.reports import markdown_parts as parts
 from perfkit.reports.fastest_words import fastest_words
-from perfkit.reports.markdown_text import bullets, escape, folded
+from perfkit.reports.markdown import parts as parts
+from perfkit.reports.markdown.text import bullets, escape, folded
 from perfkit.reports.words import comparison_words, verdict_words
 
 #: GitHub takes comments of 65,536 characters at most; this leaves room for what is put around the report.

@@ -1,0 +1,1 @@
+"""What a gate says: in the terminal, as Markdown, as JUnit XML."""

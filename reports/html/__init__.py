@@ -1,0 +1,1 @@
+"""The HTML report: one file with charts, tables and the data itself."""

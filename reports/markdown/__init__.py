@@ -1,0 +1,1 @@
+"""The Markdown summary, for a pull request."""
