@@ -158,8 +158,9 @@ def test_constants_of_roofline_and_timing_are_those_of_the_code():
     assert Options().limit_s == 3 and "seconds (3 by default)" in measuring  # noqa: PT018
 
 
-def test_readme_has_a_place_for_the_picture():
-    assert README.count("<!-- picture:begin -->") == README.count("<!-- picture:end -->") == 1
+def test_readme_has_a_picture():
+    (path,) = re.findall(r"!\[[^]]+\]\(([^)]+\.png)\)", README)
+    assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_changelog_knows_this_version():

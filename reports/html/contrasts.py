@@ -9,8 +9,9 @@ from perfkit.analysis.study import Finding
 from perfkit.model.units import show, significant
 from perfkit.record import Provenance
 from perfkit.reports.contrast_words import modelled_ratio, modelled_speedup
-from perfkit.reports.html.cells import Cell, Column, Looks, Row, Table, absent, columns, shown, words
+from perfkit.reports.html.cells import MARKS, Cell, Column, Looks, Row, Table, absent, columns, shown, words
 from perfkit.reports.places import common, place
+from perfkit.reports.ratios import ratio_text
 
 #: The names of the ratios as heads of columns.
 _RATIO_NAMES: Final = {
@@ -84,9 +85,16 @@ def _contrast(group: Group, one: Contrast, looks: Looks) -> Iterator[Cell]:
     yield words(one.verdict.status, _STATUS[one.verdict.status], reason)
     for name in _RATIO_NAMES:
         formulas = modelled_ratio(group, one, name)
-        yield shown(
-            one.ratios.get(name), "ratio", "modelled" if formulas else "measured", "not known of both"
-        )
+        yield _ratio(one.ratios.get(name), "modelled" if formulas else "measured")
+
+
+def _ratio(value: float | None, provenance: Provenance) -> Cell:
+    """Candidate over baseline as people say it, `256x fewer`; all digits in its title."""
+    if value is None:
+        return absent("not known of both")
+    return Cell(
+        text=ratio_text(value, "less") + MARKS[provenance], kind=provenance, note=f"{value:.6g}x", number=True
+    )
 
 
 def _time(finding: Finding) -> Cell:

@@ -118,7 +118,8 @@ def test_dram_bytes_fail_just_beyond_what_is_allowed_and_pass_just_within(path: 
 
 
 def outcome_of(result: GateResult, run: Run, tag: str) -> str:
-    (check,) = [check for check in result.checks if (check.impl, check.tag) == (run.impl, tag)]
+    key = (run.impl, run.workload, tag)
+    (check,) = [check for check in result.checks if (check.impl, check.workload, check.tag) == key]
     return check.status
 
 

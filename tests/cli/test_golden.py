@@ -64,15 +64,24 @@ def test_whole_output(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert found == golden.read_text()
 
 
-def test_readme_shows_the_record(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The README's picture is what `show` prints of a record that is in the repository."""
-    readme = (ROOT / "README.md").read_text()
-    picture = re.search(r"<!-- picture:begin -->(.*?)<!-- picture:end -->", readme, re.DOTALL)
+def test_the_guide_shows_the_record(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The guide's picture is what `show` prints of a record that is in the repository."""
+    guide = (ROOT / "docs" / "roofline.md").read_text()
+    picture = re.search(r"<!-- picture:begin -->(.*?)<!-- picture:end -->", guide, re.DOTALL)
     assert picture is not None
     shown = output(CASES["show-h200"], monkeypatch, capsys)
     lines = [line.rstrip() for line in picture[1].strip().splitlines() if not line.startswith("```")]
     assert lines == [line.rstrip() for line in shown.splitlines()][: len(lines)]
     assert len(lines) > 30
+
+
+def test_readme_says_what_the_comparison_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = ROOT / "docs" / "examples" / "h200" / "compare-d64.json"
+    words = re.search(r"```text\n(- flash.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert words is not None
+    assert words[1] in output(["show", str(record)], monkeypatch, capsys)
 
 
 def test_json_to_standard_output_is_nothing_but_the_record(
