@@ -37,19 +37,20 @@ def comparison_of(study: Study, threshold: float = THRESHOLD) -> Comparison | No
     return None if baseline is None else compare(study, baseline, threshold)
 
 
-def changes(report: Report) -> tuple[Comparison, ...]:
-    """The report's studies against its baseline, as far as they have runs in common; none without a baseline.
+def changes(report: Report) -> tuple[tuple[Titled, Comparison], ...]:
+    """Each part of the report against its baseline; parts with no run in common with it are left out.
 
-    UsageError where no study has any.
+    None without a baseline; UsageError where no part has any.
     """
     if report.baseline is None:
         return ()
     old = report.baseline
-    found: list[Comparison] = []
+    found: list[tuple[Titled, Comparison]] = []
     refused: UsageError | None = None
     for part in report.parts:
         try:
-            found.append(compare_records(old.study, part.study, (old.name, part.name), report.threshold))
+            names = (old.name, part.name)
+            found.append((part, compare_records(old.study, part.study, names, report.threshold)))
         except UsageError as error:
             refused = error
     if refused is not None and not found:

@@ -65,7 +65,7 @@ def _print(console: "Console", report: Report, width: int) -> None:
     """The report of its one study: a comparison where there is one."""
     (part,) = report.parts
     against = changes(report)
-    found = against[0] if against else comparison_of(part.study, report.threshold)
+    found = against[0][1] if against else comparison_of(part.study, report.threshold)
     if found is not None:
         from perfkit.reports import comparison
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from perfkit.analysis.comparison import Comparison, Contrast, Group
-from perfkit.analysis.report import Report, Titled, changes
 from perfkit.analysis.study import Finding
 from perfkit.model.units import show, significant
 from perfkit.record import Provenance
@@ -108,17 +107,6 @@ def _time(finding: Finding) -> Cell:
     low, high = p.run.value("time_low"), p.run.value("time_high")
     note = f"95 % interval {show(low, 'time')} to {show(high, 'time')}" if low and high else None
     return shown(p.time_s, "time", "measured", "", note)
-
-
-def owned(report: Report) -> tuple[tuple[Titled, Comparison], ...]:
-    """The changes since the baseline, each with the part that it is of; parts without any are left out."""
-    found = []
-    rest = list(changes(report))
-    for part in report.parts:
-        mine = {id(finding) for finding in part.study.findings}
-        if rest and id(rest[0].groups[0].contrasts[0].candidate) in mine:
-            found.append((part, rest.pop(0)))
-    return tuple(found)
 
 
 def tally(comparisons: Sequence[Comparison]) -> tuple[tuple[str, int], ...]:

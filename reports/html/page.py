@@ -9,10 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from perfkit.analysis.comparison import workloads
-from perfkit.analysis.report import Report, Titled, comparison_of
+from perfkit.analysis.report import Report, Titled, changes, comparison_of
 from perfkit.analysis.study import Study
 from perfkit.reports.html.cells import CLASSES, MARKS, Looks, Table
-from perfkit.reports.html.contrasts import changed, contrasts, owned
+from perfkit.reports.html.contrasts import changed, contrasts
 from perfkit.reports.html.embed import downloads, plotly, plotly_notice, script_json
 from perfkit.reports.html.lengths import length_charts
 from perfkit.reports.html.looks import DARK, LIGHT, SYMBOLS, looks
@@ -45,7 +45,7 @@ def as_html(report: Report) -> bytes:
     """The report as one file, the same bytes for the same report. UsageError where nothing compares."""
     report = _readable(report)
     look = looks(report)
-    since = owned(report)
+    since = changes(report)
     charts, lengths = rooflines(report, look), length_charts(report, look)
     figures = [*charts, *(figure for one in lengths for figure in one.figures)]
     entries = [_entry(report, part, i, look) for i, part in enumerate(report.parts)]

@@ -32,7 +32,7 @@ def as_markdown(report: Report) -> bytes:
     return (whole if _size(whole) < LIMIT else _short(report, against)).encode()
 
 
-def _short(report: Report, against: tuple[Comparison, ...]) -> str:
+def _short(report: Report, against: tuple[tuple[Titled, Comparison], ...]) -> str:
     """The report without details, and with as many records as fit."""
     head = _head(report, against, brief=True)
     room = LIMIT - _size(head) - 2 * len(_NO_DETAILS) - 100  # for the sentences on what was left out
@@ -52,7 +52,7 @@ def _size(text: str) -> int:
     return len(text.encode()) + 1
 
 
-def _head(report: Report, against: tuple[Comparison, ...], brief: bool = False) -> str:
+def _head(report: Report, against: tuple[tuple[Titled, Comparison], ...], brief: bool = False) -> str:
     """Title, verdict in words over several records, and the changes against the baseline."""
     lines = [f"# {escape(_title(report))}\n"]
     if len(report.parts) > 1:
@@ -94,21 +94,21 @@ def _overall(report: Report) -> Iterator[str]:
             yield f"{run.status}: {name}, {run.impl}: {run.reason or 'no reason given'}"
 
 
-def _changes(report: Report, against: tuple[Comparison, ...]) -> Iterator[str]:
+def _changes(report: Report, against: tuple[tuple[Titled, Comparison], ...]) -> Iterator[str]:
     """Every study beside the baseline, in words and as a table; folded where there are many."""
-    for part, found in zip(report.parts, against, strict=True):
+    for part, found in against:
         notes = f"\n{bullets(found.notes)}" if found.notes else ""
         body = f"{parts.comparison(found)}{notes}"
         yield folded(part.name, body) if len(report.parts) >= MANY else body
 
 
-def _certain(against: tuple[Comparison, ...]) -> Iterator[str]:
+def _certain(against: tuple[tuple[Titled, Comparison], ...]) -> Iterator[str]:
     """How many runs are what beside the baseline; those that are certainly faster or slower in words."""
-    contrasts = [contrast for found in against for group in found.groups for contrast in group.contrasts]
+    contrasts = [contrast for _, found in against for group in found.groups for contrast in group.contrasts]
     statuses = [contrast.verdict.status for contrast in contrasts]
     yield ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
     for word in ("slower", "faster"):
-        for found in against:
+        for _, found in against:
             if any(c.verdict.status == word for group in found.groups for c in group.contrasts):
                 yield from (text for text in comparison_words(found) if f"{word} than" in text)
 

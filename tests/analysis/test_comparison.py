@@ -172,6 +172,7 @@ def test_what_differs_besides_the_numbers_is_said() -> None:
 def test_a_report_holds_its_parts_against_its_baseline() -> None:
     part, base = Titled(name="new", study=fake()), Titled(name="old", study=fake())
     assert changes(Report(parts=(part,))) == ()
-    (found,) = changes(Report(parts=(part,), baseline=base))
+    ((whose, found),) = changes(Report(parts=(part,), baseline=base))
+    assert whose is part
     assert [group.label for group in found.groups] == ["standard old", "flash old"] * 2
     assert [group.contrasts[0].label for group in found.groups] == ["standard new", "flash new"] * 2
