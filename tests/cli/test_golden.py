@@ -64,7 +64,9 @@ def test_whole_output(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert found == golden.read_text()
 
 
-def test_the_guide_shows_the_record(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guide_shows_the_record(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The guide's picture is what `show` prints of a record that is in the repository."""
     guide = (ROOT / "docs" / "roofline.md").read_text()
     picture = re.search(r"<!-- picture:begin -->(.*?)<!-- picture:end -->", guide, re.DOTALL)
