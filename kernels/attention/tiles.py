@@ -79,6 +79,19 @@ _TABLE: dict[str, dict[int, _Row]] = {
     "sm_120": {**_SM_86, 128: _SM_86[128]._replace(forward=_both(128, 32, 8, 2))},
 }
 
+# FlashAttention-1 by head dim: (forward, backward). Compiled for any class from 8.0 on they fit that class.
+_FLASH1 = {
+    64: (Tile(64, 128, 4, 1), Tile(32, 128, 8, 1)),
+    128: (Tile(64, 64, 4, 1), Tile(64, 32, 8, 1)),
+    256: (Tile(32, 64, 8, 1), Tile(16, 32, 8, 1)),
+}
+#: Nothing runs here either.
+_FLASH1_SM_75 = {
+    64: (Tile(64, 128, 4, 1), Tile(32, 64, 4, 1)),
+    128: (Tile(32, 64, 4, 1), Tile(32, 32, 4, 1)),
+    256: (Tile(16, 32, 4, 1), Tile(16, 16, 4, 1)),
+}
+
 
 def capability_class(capability: Capability) -> str:
     """The row of the table for a device: the newest class that is not newer. ValueError below 7.5."""
@@ -109,6 +122,18 @@ def backward_tiles(head_dim: int, capability: Capability, causal: bool) -> tuple
     """The tiles of (the dK/dV kernel, the dQ kernel). ValueError for head dims above 256."""
     row = _row(head_dim, capability)
     return row.dkdv[causal], row.dq[causal]
+
+
+def flash1_tiles(head_dim: int, capability: Capability) -> tuple[Tile, Tile]:
+    """FlashAttention-1's (forward tile, backward tile). ValueError for head dims above 256.
+
+    They compile without spills, which would be traffic that the algorithm has not; they were not timed.
+    """
+    rows = _FLASH1_SM_75 if capability_class(capability) == "sm_75" else _FLASH1
+    for limit, tiles in rows.items():
+        if head_dim <= limit:
+            return tiles
+    raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
 
 
 def delta_tile(head_dim: int) -> Tile:

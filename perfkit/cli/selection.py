@@ -67,10 +67,11 @@ def select(op: Op, names: str, hardware: str | None) -> list[Implementation]:
     """The implementations that `names` asks for: a list with commas, or `all`.
 
     `all` is what something can be said about: everything that runs on `hardware`, and where nothing runs
-    (None), what has a model. UsageError names the implementations there are.
+    (None), what has a model; what is slow on purpose has to be named. UsageError names the implementations
+    there are.
     """
     if "all" in names.split(","):
-        return [row for row in op.implementations if row.role != "oracle" and _served(row, hardware)]
+        return [row for row in op.implementations if not row.named_only and _served(row, hardware)]
     allowed = ", ".join(_names(op))
     chosen: dict[str, Implementation] = {}
     for name in (part.strip() for part in names.split(",")):

@@ -1,9 +1,10 @@
 """A backend that measures nothing and answers exactly: for tests of whole outputs.
 
-Time is 1.25 times the floor of FLOPs or DRAM bytes at 1500 MHz; counters repeat the model. Everything that it
+Time is 1.25 times the floor of FLOPs, DRAM or L2 bytes at 1500 MHz; counters repeat the model. All that it
 gives is marked measured, because that is what the code after it must see.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -81,7 +82,9 @@ class FakeBackend:
         peak = next((rate for rate in rates if rate), 1e12)
         dram = self.profile.level("dram").bandwidth() or 1e12
         moved = value["dram_read_modelled"] + value["dram_write_modelled"]
-        return max((value["flops_issued"] or value["flops_convention"]) / peak, moved / dram)
+        l2 = self.profile.level("l2").bandwidth(CLOCK_HZ) or math.inf
+        issued = value["l2_read_modelled"] + value["l2_write_modelled"]
+        return max((value["flops_issued"] or value["flops_convention"]) / peak, moved / dram, issued / l2)
 
     def examine(self, op: Op, draft: Draft, work: Work, stage: Stage) -> None:  # noqa: ARG002
         """Counters that repeat the model."""

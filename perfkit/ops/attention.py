@@ -4,6 +4,7 @@ from typing import Final
 
 from perfkit.kernels.attention import tiles
 from perfkit.ops import attention_cache as cached
+from perfkit.ops import attention_flash1 as flash1
 from perfkit.ops import attention_io as io
 from perfkit.ops.attention_ledger import standard_ledger
 from perfkit.ops.attention_published import published
@@ -124,6 +125,28 @@ IMPLEMENTATIONS: Final = (
             source="N_q d + T_r 2 N_k d forward (FA2 Algorithm 1)",
         ),
     ),
+    Implementation(
+        name="flash1",
+        target=f"{KERNELS}.flash1:attention",
+        description="FlashAttention-1 as written, slow by design",
+        role="shipped",
+        named_only=True,
+        dtypes=HALF,
+        workspace=flash1.flash1_workspace,
+        plan=flash1.flash1_plan,
+        refuses=flash1.flash1_refuses,
+        io=IOModel(
+            level="L2",
+            ledger=flash1.flash1_ledger,
+            tiled=flash1.flash1_tiled,
+            dram=flash1.flash1_dram,
+            issued_flops=flash1.flash1_flops,
+            exps=flash1.flash1_exps,
+            extra_flops=flash1.flash1_extra_flops,
+            launches=flash1.flash1_launches,
+            source="3 N_k d + T_c (3 N_q d + 4 N_q) forward (FA1 Algorithm 1)",
+        ),
+    ),
     _peer("sdpa-flash", "sdpa:flash", "torch SDPA, FlashAttention-2"),
     _peer("sdpa-cudnn", "sdpa:cudnn", "torch SDPA, cuDNN"),
     _peer("sdpa-efficient", "sdpa:efficient", "torch SDPA, memory-efficient"),
@@ -144,6 +167,7 @@ IMPLEMENTATIONS: Final = (
         target=f"{KERNELS}.reference:attention",
         description="the oracle, float64, chunked",
         role="oracle",
+        named_only=True,
         dtypes=(*HALF, "fp32"),
         hardware=("cuda", "cpu"),
         materialises=True,

@@ -89,7 +89,8 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     to tiles, so that the model works where nothing can be compiled. `io` is None where the tile is somebody
     else's secret: then only compulsory traffic is modelled. `workspace` is what it allocates besides its
     inputs and outputs, in bytes, and `dtypes` what it computes in. One that `materialises` its intermediate
-    matrices does not share tiles of queries, and has no tile height.
+    matrices does not share tiles of queries, and has no tile height. One that is `named_only` is no part of
+    `all`: it is slow on purpose.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     workspace: Callable[[Any], int]
     hardware: tuple[str, ...] = ("cuda",)
     materialises: bool = False
+    named_only: bool = False
     plan: Callable[[Any, tuple[int, int]], Uses] | None = None
     io: IOModel | None = None
     refuses: Callable[[Any], str | None] | None = None

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from perfkit.kernels.attention import flash, flash_backward, tiles  # noqa: E402
+from perfkit.kernels.attention import flash, flash1, flash1_backward, flash_backward, tiles  # noqa: E402
 from perfkit.kernels.attention.tiles import Tile  # noqa: E402
 
 KERNELS = {
@@ -117,3 +117,59 @@ def test_table_entry_compiles_for_its_target(
         assert "mma.sync" in ptx
     allowed = SPILLING.get((target, kernel, head_dim, causal), STACK_BYTES)
     assert stack_bytes(found, tmp_path) <= allowed
+
+
+FLASH1 = {"forward": flash1.flash1_forward, "backward": flash1_backward.flash1_backward}
+FLASH1_CASES = [
+    *((90, kernel, head_dim, causal)
+      for kernel in FLASH1 for head_dim in (64, 128, 256) for causal in (False, True)),
+    *((80, kernel, head_dim, True) for kernel in FLASH1 for head_dim in (64, 128, 256)),
+    *((100, kernel, head_dim, True) for kernel in FLASH1 for head_dim in (64, 128)),
+    *((86, kernel, 128, True) for kernel in FLASH1),
+]  # fmt: skip
+
+
+def compiled_flash1(target: int, kernel: str, head_dim: int, causal: bool) -> Any:
+    """A FlashAttention-1 kernel as a launch on dense tensors compiles it: row strides are constants."""
+    function = FLASH1[kernel]
+    tile = tiles.flash1_tiles(head_dim, (target // 10, target % 10))[kernel == "backward"]
+    constants: dict[str, Any] = {
+        "CAUSAL": causal, "HEAD_DIM": head_dim, "WIDTH": head_dim,
+        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        **{name: head_dim for name in function.arg_names if re.fullmatch(r"stride_\w+n", name)},
+    }  # fmt: skip
+    signature, attributes = {}, {}
+    for position, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        if name in ("partial", "row_sum", "row_max"):
+            signature[name] = "*fp32"
+        elif name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv"):
+            signature[name] = "*bf16"
+        else:
+            signature[name] = "fp32" if name.startswith("scale") else "i32"
+        if signature[name].startswith("*") or name.startswith(("stride", "seq")):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+
+
+@pytest.mark.parametrize(("target", "kernel", "head_dim", "causal"), FLASH1_CASES)
+def test_flash1_compiles_for_its_target_without_traffic_that_it_has_not(
+    target: int, kernel: str, head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No spills, all reads past L1, and no tensor that several warps read in copies."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = compiled_flash1(target, kernel, head_dim, causal)
+    assert found.metadata.shared <= tiles.shared_limit((target // 10, target % 10))
+    assert stack_bytes(found, tmp_path) <= STACK_BYTES
+    loads = re.findall(r"ld\.global\S*", found.asm["ptx"])
+    assert loads
+    assert [load for load in loads if ".cg" not in load] == []
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\.\w+.*)$", found.asm["ttgir"], re.MULTILINE))
+    for kind, layout in re.findall(r"= tt\.load .*x!tt\.ptr<(\w+)>, ([^>]+)>", found.asm["ttgir"]):
+        per_thread = re.search(r"sizePerThread = \[1, (\d+)\]", layouts.get(layout, layout))
+        assert per_thread, layout  # a slice of another layout holds copies
+        assert int(per_thread[1]) <= {"f32": 4, "bf16": 8}[kind], "gaps: sectors would be read twice"
