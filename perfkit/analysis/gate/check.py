@@ -22,6 +22,8 @@ GATED: Final[dict[str, Kind]] = {
     "dram_write_compulsory": "work",
     "l2_read_modelled": "traffic",
     "l2_write_modelled": "traffic",
+    "l2_read_counted": "traffic",
+    "l2_write_counted": "traffic",
     "dram_read_modelled": "traffic",
     "dram_write_modelled": "traffic",
     "l2_read": "traffic",

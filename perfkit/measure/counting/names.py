@@ -1,0 +1,67 @@
+"""The names of tensors in the ledger, and which of the ledger's steps an operation of torch is."""
+
+from typing import Final
+
+#: Argument of a kernel -> tensor. An argument that is not here keeps its own name.
+TENSORS: Final = {
+    "q": "Q",
+    "k": "K",
+    "v": "V",
+    "out": "O",
+    "lse": "LSE",
+    "delta": "D",
+    "dout": "dO",
+    "dq": "dQ",
+    "dk": "dK",
+    "dv": "dV",
+    "row_sum": "l",
+    "row_max": "m",
+}
+
+#: The same for arguments that mean something else in each kernel.
+TENSORS_OF: Final = {
+    ("flash1_forward", "partial"): "O in fp32",
+    ("flash1_backward", "partial"): "dQ in fp32",
+}
+
+#: (operation of torch, tensors that it reads) -> (step, tensor that it writes).
+STEPS: Final[dict[tuple[str, frozenset[str]], tuple[str, str]]] = {
+    ("gt", frozenset({"index"})): ("mask", "mask"),
+    ("baddbmm", frozenset({"Q", "K"})): ("S = Q K^T", "S"),
+    ("baddbmm_", frozenset({"mask", "Q", "K"})): ("S = Q K^T", "S"),
+    ("_softmax", frozenset({"S"})): ("P = softmax(S)", "P"),
+    ("bmm", frozenset({"P", "V"})): ("O = P V", "O"),
+    ("bmm", frozenset({"P", "dO"})): ("dV = P^T dO", "dV"),
+    ("bmm", frozenset({"dO", "V"})): ("dP = dO V^T", "dP"),
+    ("_softmax_backward_data", frozenset({"dP", "P"})): ("dS", "dS"),
+    ("bmm", frozenset({"dS", "K"})): ("dQ = dS K", "dQ"),
+    ("mul", frozenset({"dQ"})): ("scale dQ", "dQ"),
+    ("bmm", frozenset({"dS", "Q"})): ("dK = dS^T Q", "dK"),
+    ("mul", frozenset({"dK"})): ("scale dK", "dK"),
+}
+
+
+def tensor_name(kernel: str, argument: str) -> str:
+    """The ledger's name of a kernel's argument."""
+    return TENSORS_OF.get((kernel, argument)) or TENSORS.get(argument, argument)
+
+
+def step_of(operation: str, reads: frozenset[str]) -> tuple[str, str]:
+    """(step, name of what it writes) of an operation of torch; where no step is it, its name for both."""
+    named = "index" if operation == "arange" else f"aten::{operation}"
+    return STEPS.get((operation, reads), (f"aten::{operation}", named))
+
+
+_FUSED: Final = "torch multiplies P and dP in a kernel of its own on a GPU, and in that of dS on a CPU"
+_INDEX: Final = "the two index vectors that the mask is made from are not in the ledger"
+
+#: (step, tensor) in which a count on a CPU differs from the ledger -> why.
+KNOWN: Final = {
+    ("P o dP", "P"): _FUSED,
+    ("P o dP", "dP"): _FUSED,
+    ("P o dP", "P o dP"): _FUSED,
+    ("dS", "P o dP"): _FUSED,
+    ("dS", "dP"): _FUSED,
+    ("aten::arange", "index"): _INDEX,
+    ("mask", "index"): _INDEX,
+}
