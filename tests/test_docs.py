@@ -62,16 +62,17 @@ def options(command):
     return [name for one in found for name in (*one.opts, *one.secondary_opts) if name.startswith("--")]
 
 
-@pytest.mark.parametrize("command", ["roofline", "compare", "show", "report", "gate", "devices", "doctor"])
+WITH_OPTIONS = ("roofline", "compare", "show", "report", "gate", "io")
+
+
+@pytest.mark.parametrize("command", [*WITH_OPTIONS, "devices", "doctor"])
 def test_every_option_is_explained(command):
     assert f"## perfkit {command}\n" in CLI
     assert [name for name in options(command) if f"`{name}`" not in CLI] == []
 
 
 def test_no_option_is_explained_that_does_not_exist():
-    known = {"--help", "--version"} | {
-        name for command in ("roofline", "compare", "show", "report", "gate") for name in options(command)
-    }
+    known = {"--help", "--version"} | {name for command in WITH_OPTIONS for name in options(command)}
     assert set(re.findall(r"`(--[a-z-]+)", CLI)) <= known
 
 

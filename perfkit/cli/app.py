@@ -9,6 +9,7 @@ from perfkit.cli.compare import compare
 from perfkit.cli.devices import devices
 from perfkit.cli.doctor import doctor
 from perfkit.cli.gate import gate
+from perfkit.cli.io import io
 from perfkit.cli.report import report
 from perfkit.cli.roofline import roofline
 from perfkit.cli.show import show
@@ -25,6 +26,7 @@ app.command()(compare)
 app.command()(show)
 app.command()(report)
 app.command()(gate)
+app.command()(io)
 app.command()(devices)
 app.command()(doctor)
 

@@ -11,7 +11,9 @@ from perfkit.errors import UsageError
 from perfkit.reports.files import check_target, render, write
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
 
 WIDTH = 80
 
@@ -52,16 +54,29 @@ def emit(report: Report, targets: dict[str, str | None]) -> None:
     write_files(report, targets)
     if "-" in targets.values():
         return
+    from rich.console import Group
+
+    print_plain(Group(*_rendered(report, _width())))
+
+
+def _width() -> int:
+    from rich.console import Console
+
+    console = Console()
+    return max(WIDTH, min(console.width, 120)) if console.is_terminal else WIDTH
+
+
+def print_plain(what: "RenderableType") -> None:
+    """Print to standard output without blanks at the ends of lines."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=False)
-    width = max(WIDTH, min(console.width, 120)) if console.is_terminal else WIDTH
     with console.capture() as captured:
-        _print(console, report, width)
+        console.print(what)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
-def _print(console: "Console", report: Report, width: int) -> None:
+def _rendered(report: Report, width: int) -> "Iterator[RenderableType]":
     """The report of its one study: a comparison where there is one."""
     (part,) = report.parts
     against = changes(report)
@@ -69,8 +84,8 @@ def _print(console: "Console", report: Report, width: int) -> None:
     if found is not None:
         from perfkit.reports import comparison
 
-        console.print(comparison.render(part.study, found, width))
+        yield comparison.render(part.study, found, width)
     else:
         from perfkit.reports import terminal
 
-        console.print(terminal.render(part.study, width))
+        yield terminal.render(part.study, width)

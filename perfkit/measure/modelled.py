@@ -2,22 +2,8 @@
 
 from perfkit.measure.draft import Draft
 from perfkit.model.device import DeviceProfile
-from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import Implementation, Op, Uses
-
-
-def capability_of(profile: DeviceProfile) -> tuple[int, int]:
-    """The compute capability as (major, minor)."""
-    major, minor = profile.compute_capability.split(".")
-    return int(major), int(minor)
-
-
-def planned(row: Implementation, w: AttentionWorkload, profile: DeviceProfile) -> Uses:
-    """The tiles that `row` would run on `profile`; empty where they are not known."""
-    if row.plan is None:
-        return ()
-    # Other vendors' version numbers mean something else: they get the tiles of 64 KiB of shared memory.
-    return row.plan(w, capability_of(profile) if profile.vendor == "NVIDIA" else (0, 0))
+from perfkit.ops.base import Op
+from perfkit.ops.plan import planned
 
 
 def add_model(op: Op, draft: Draft, profile: DeviceProfile) -> None:

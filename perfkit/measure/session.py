@@ -5,11 +5,12 @@ from typing import Final, Protocol
 
 from perfkit.errors import PerfkitError
 from perfkit.measure.draft import Draft, Incorrect, OutOfMemory, Refused
-from perfkit.measure.modelled import add_model, capability_of
+from perfkit.measure.modelled import add_model
 from perfkit.model.device import DeviceProfile
 from perfkit.model.units import short_count
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, Op
+from perfkit.ops.plan import capability_of
 from perfkit.record import BY_TAG, Environment, Record, Run, Status
 
 #: Told which implementation is at which stage; called often, must be cheap.

@@ -1,0 +1,19 @@
+"""The tiles that an implementation would run on a device, without running anything."""
+
+from perfkit.model.device import DeviceProfile
+from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import Implementation, Uses
+
+
+def capability_of(profile: DeviceProfile) -> tuple[int, int]:
+    """The compute capability as (major, minor)."""
+    major, minor = profile.compute_capability.split(".")
+    return int(major), int(minor)
+
+
+def planned(row: Implementation, w: AttentionWorkload, profile: DeviceProfile) -> Uses:
+    """The tiles that `row` would run on `profile`; empty where they are not known."""
+    if row.plan is None:
+        return ()
+    # Other vendors' version numbers mean something else: they get the tiles of 64 KiB of shared memory.
+    return row.plan(w, capability_of(profile) if profile.vendor == "NVIDIA" else (0, 0))
