@@ -12,7 +12,7 @@ from perfkit.model.traffic import Traffic
 from perfkit.model.units import short_count, show, significant
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.reports.grid import Column, Row, grid
-from perfkit.reports.terminal import describe
+from perfkit.reports.places import common
 
 
 def render(
@@ -24,7 +24,7 @@ def render(
     width: int = 80,
 ) -> RenderableType:
     """The whole output; `counts` by implementation where the kernels were executed."""
-    parts: list[RenderableType] = [Text(op, "bold"), Text(describe(w)), Text()]
+    parts: list[RenderableType] = [Text(op, "bold"), Text(common([w])), Text()]
     parts += [_title("Ledger", "bytes of each kernel and tensor"), ledgers(subjects, counts, width)]
     parts += [_note(text) for text in _remarks(subjects, counts)]
     near = [subject for subject in subjects if subject.distance is not None]

@@ -7,12 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from perfkit.analysis import io_check
-from perfkit.analysis.placement import Point
 from perfkit.analysis.study import Study
 from perfkit.analysis.verdict import Verdict
 from perfkit.model.units import Hint, show
-from perfkit.record import Run
 from perfkit.reports import plot
+from perfkit.reports.cells import bytes_text, time_text, verdict_hint
 
 STATUS_STYLE: Final = {
     "holds": "green", "violated": "bold red", "found": "cyan", "undecided": "yellow", "unchecked": "dim",
@@ -57,31 +56,16 @@ def results(study: Study) -> Table:
         table.add_row(
             marks.get(run.impl, ""),
             run.impl,
-            _time(run) if timed else f"{show(placement.least_s, 'time')}*",
+            time_text(placement),
             shown if timed else f"{shown}*",
             *([show(of_roof, "percent")] if timed else []),
-            _bytes(dram),
-            _bytes(l2),
+            bytes_text(dram),
+            bytes_text(l2),
             "-" if dram is None else f"{'<' if dram.upper else ''}{dram.intensity:.0f}",
             placement.bound or "-",
             style="bold red" if placement.invalid else "",
         )
     return table
-
-
-def _bytes(point: Point | None) -> str:
-    if point is None:
-        return "-"
-    mark = "" if point.provenance == "measured" else "*"
-    return f"{show(point.bytes, 'bytes')}{'+' if point.upper else ''}{mark}"
-
-
-def _time(run: Run) -> str:
-    time_s, low, high = (run.value(tag) for tag in ("time", "time_low", "time_high"))
-    if time_s is None:
-        return "-"
-    spread = f" ±{(high - low) / 2 / time_s:.1%}" if low is not None and high is not None else ""
-    return show(time_s, "time") + spread
 
 
 def verdicts(study: Study) -> RenderableType:
@@ -94,7 +78,7 @@ def verdicts(study: Study) -> RenderableType:
         for verdict in finding.verdicts:
             if verdict.status == "unchecked" and verdict.expected is None:
                 continue
-            hint = _hint(verdict)
+            hint = verdict_hint(verdict)
             cells = (show(verdict.measured, hint), _off(verdict)) if judged else ()
             status = Text(verdict.status, STATUS_STYLE[verdict.status])
             table.add_row(name, verdict.check, show(verdict.expected, hint), *cells, status)
@@ -108,12 +92,6 @@ def _off(verdict: Verdict) -> str:
     if off is None:
         return "-"
     return f"{off:+.2%}" if abs(off) < 0.995 else f"{off + 1:.0f}x"
-
-
-def _hint(verdict: Verdict) -> Hint:
-    if "FLOPs" in verdict.check:
-        return "flop"
-    return "rows" if "height" in verdict.check else "bytes"
 
 
 def ceilings(study: Study) -> Table:

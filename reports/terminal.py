@@ -1,30 +1,15 @@
 """The report in the terminal: workload, roofline, table, IO check, where the time went, provenance."""
 
 from collections.abc import Iterator
-from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from perfkit.analysis.study import Finding, Study
-from perfkit.model.units import short_count, show
-from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.model.units import show
 from perfkit.reports import plot, tables
-
-PASS_WORDS: Final = {"fwd": "forward", "bwd": "backward", "fwd-bwd": "forward + backward"}
-
-
-def describe(w: AttentionWorkload) -> str:
-    """The workload in one line."""
-    heads = f"{w.heads} heads" if w.heads == w.kv_heads else f"{w.heads} heads over {w.kv_heads} K/V heads"
-    seq = (
-        f"N {short_count(w.seq_q)}"
-        if w.seq_q == w.seq_k
-        else f"N_q {short_count(w.seq_q)}, N_k {short_count(w.seq_k)}"
-    )
-    mask = "causal" if w.causal else "full mask"
-    return f"batch {w.batch}, {heads}, {seq}, d {w.head_dim}, {w.dtype}, {mask}, {PASS_WORDS[w.pass_]}"
+from perfkit.reports.places import common
 
 
 def render(study: Study, width: int = 80) -> RenderableType:
@@ -63,7 +48,7 @@ def _header(study: Study) -> Text:
     record = study.record
     device = record.device
     text = _title(f"{record.op} on {device.model}")
-    text.append(f"\n{describe(record.runs[0].workload)}" if record.runs else "")
+    text.append(f"\n{common([record.runs[0].workload])}" if record.runs else "")
     if record.backend == "model":
         text.append("\nMODELLED: no number here was measured", "bold yellow")
     elif record.backend == "fake":

@@ -78,17 +78,7 @@ def _emit(result: "GateResult", targets: dict[str, str | None]) -> None:
             if path != "-":
                 print(f"wrote {path}", file=sys.stderr)
     if "-" not in targets.values():
-        _print(result)
+        from perfkit.cli.output import print_plain, terminal_width
+        from perfkit.reports.gate.terminal import render
 
-
-def _print(result: "GateResult") -> None:
-    from rich.console import Console
-
-    from perfkit.cli.output import WIDTH
-    from perfkit.reports.gate.terminal import render
-
-    console = Console(highlight=False, soft_wrap=False)
-    width = max(WIDTH, min(console.width, 120)) if console.is_terminal else WIDTH
-    with console.capture() as captured:
-        console.print(render(result, width))
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        print_plain(render(result, terminal_width()))

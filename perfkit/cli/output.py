@@ -56,10 +56,11 @@ def emit(report: Report, targets: dict[str, str | None]) -> None:
         return
     from rich.console import Group
 
-    print_plain(Group(*_rendered(report, _width())))
+    print_plain(Group(*_rendered(report, terminal_width())))
 
 
-def _width() -> int:
+def terminal_width() -> int:
+    """Columns of a report: the terminal's, from 80 to 120; 80 where it goes elsewhere."""
     from rich.console import Console
 
     console = Console()
