@@ -2,48 +2,19 @@
 
 import csv
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 
-from perfkit.cli import main
 from perfkit.record import load
 
 H200 = Path(__file__).parents[2] / "docs" / "examples" / "h200"
 FAKE = ["compare", "standard", "flash", "--device", "fake"]
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Perfkit = Callable[..., Ended]
-
-
-@pytest.fixture
-def perfkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Perfkit:
-    """Run `perfkit ARGUMENTS` in this process, in an empty folder, on a machine without a GPU."""
-    from perfkit.measure import choose
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(choose, "gpu_driver_present", lambda: False)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["perfkit", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return Ended(code or 0, printed.out, printed.err)
-
-    return run
+Perfkit = Callable[..., Any]
 
 
 def test_every_length_is_compared_and_saved(perfkit: Perfkit) -> None:
