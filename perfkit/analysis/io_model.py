@@ -82,6 +82,10 @@ def subjects(
     for row in rows:
         if row.io is None:
             raise UsageError(f"{row.name} has no IO model: its tiles are not known", "name another one")
+        if w.dtype not in row.dtypes:
+            raise UsageError(
+                f"{row.name} takes {', '.join(row.dtypes)}, not {w.dtype}", "change --dtype or --impl"
+            )
         if reason := row.refuses(w) if row.refuses else None:
             raise UsageError(f"{row.name} cannot serve it: {reason}")
         needed = row.io.tiled(w)

@@ -62,15 +62,18 @@ def io(
 def _counted(asked: Sequence["Subject"], capability: tuple[int, int]) -> dict[str, "Held"]:
     """Every implementation executed once on the CPU, held against its ledger."""
     from perfkit.analysis.io_model import Deviation, Held
+    from perfkit.cli.progress import progress
     from perfkit.measure.counting.count import count_all, differences
     from perfkit.measure.counting.types import request
 
     found = {}
-    requests = [request(one.row, one.workload, None, capability) for one in asked]
-    for one, count in zip(asked, count_all(requests), strict=True):
-        deviations = tuple(
-            Deviation(kernel=d.kernel, tensor=d.tensor, counted=d.counted, reason=d.reason)
-            for d in differences(count.moved, one.ledger)
-        )
-        found[one.row.name] = Held(deviations=deviations, notes=count.notes)
+    with progress(len(asked)) as stage:
+        for one in asked:
+            stage(one.row.name, "executing its kernels")
+            (count,) = count_all([request(one.row, one.workload, None, capability)])
+            deviations = tuple(
+                Deviation(kernel=d.kernel, tensor=d.tensor, counted=d.counted, reason=d.reason)
+                for d in differences(count.moved, one.ledger)
+            )
+            found[one.row.name] = Held(deviations=deviations, notes=count.notes)
     return found
