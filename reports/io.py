@@ -6,11 +6,12 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from perfkit.analysis.io_model import Deviation, Held, Subject, by_tensor
+from perfkit.analysis.io_model import Deviation, Held, Subject
 from perfkit.analysis.law import LAWS, FittedLaw, fit_all
 from perfkit.model.traffic import Traffic
 from perfkit.model.units import short_count, show, significant
 from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import by_tensor
 from perfkit.reports.grid import Column, Row, grid
 from perfkit.reports.places import common
 

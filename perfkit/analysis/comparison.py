@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from perfkit.analysis.pairs import pairs
 from perfkit.analysis.speed import Ratio, SpeedVerdict, compare_times
 from perfkit.analysis.study import Finding, Study
 from perfkit.errors import UsageError
@@ -85,32 +86,30 @@ def compare_records(old: Study, new: Study, names: tuple[str, str], threshold: f
 
     UsageError where the two have none in common.
     """
-    before = {_key(f.placement.run): f for f in old.findings}
-    groups, added = [], []
-    for finding in new.findings:
-        run = finding.placement.run
-        base = before.pop(_key(run), None)
-        if base is None:
-            added.append(run.impl)
-            continue
-        contrast = _contrast(f"{run.impl} {names[1]}", base, finding, threshold, together=False)
-        label = f"{run.impl} {names[0]}"
-        groups.append(Group(workload=run.workload, label=label, baseline=base, contrasts=(contrast,)))
-    if not groups:
+    found = list(pairs(old, new))
+    both = [(before, after) for before, after in found if before is not None and after is not None]
+    if not both:
         raise UsageError(
             f"{names[0]} and {names[1]} have no implementation and workload in common",
             "compare records of the same workload",
         )
-    notes = [
-        *_differences(old, new),
-        *(f"{impl} is in {names[0]} only" for impl in dict.fromkeys(impl for impl, _ in before)),
-        *(f"{impl} is in {names[1]} only" for impl in dict.fromkeys(added)),
-    ]
-    return Comparison(groups=tuple(groups), threshold=threshold, notes=tuple(notes))
+    order = {id(finding): at for at, finding in enumerate(new.findings)}
+    both.sort(key=lambda pair: order[id(pair[1])])
+    notes = list(_differences(old, new))
+    for name, side, other in ((names[0], 0, 1), (names[1], 1, 0)):
+        alone = (pair[side] for pair in found if pair[other] is None)
+        impls = dict.fromkeys(finding.placement.run.impl for finding in alone if finding is not None)
+        notes += [f"{impl} is in {name} only" for impl in impls]
+    groups = tuple(_beside(before, after, names, threshold) for before, after in both)
+    return Comparison(groups=groups, threshold=threshold, notes=tuple(notes))
 
 
-def _key(run: Run) -> tuple[str, AttentionWorkload]:
-    return run.impl, run.workload
+def _beside(before: Finding, after: Finding, names: tuple[str, str], threshold: float) -> Group:
+    """One run of the newer record beside the same of the older one."""
+    run = after.placement.run
+    contrast = _contrast(f"{run.impl} {names[1]}", before, after, threshold, together=False)
+    label = f"{run.impl} {names[0]}"
+    return Group(workload=run.workload, label=label, baseline=before, contrasts=(contrast,))
 
 
 def _differences(old: Study, new: Study) -> Sequence[str]:

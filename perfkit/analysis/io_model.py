@@ -92,12 +92,3 @@ def subjects(
         uses = tuple(use for use in planned(row, w, profile) if use.kernel in needed)
         found.append(Subject(row=row, workload=w, uses=uses, ledger=row.io.ledger(w, uses)))
     return tuple(found)
-
-
-def by_tensor(ledger: Ledger) -> dict[tuple[str, str], Traffic]:
-    """The traffic of every (kernel, tensor), entries of the same added up, in the order of the ledger."""
-    found: dict[tuple[str, str], Traffic] = {}
-    for entry in ledger:
-        key = (entry.kernel, entry.tensor)
-        found[key] = found.get(key, Traffic(read_bytes=0, write_bytes=0)) + entry.traffic
-    return found

@@ -77,21 +77,18 @@ def _cycles(base: Timing, candidate: Timing, paired: bool) -> Ratio | None:
     """The ratio of clock cycles; None where no stamp on the GPU gave the clock of the samples."""
     if base.clock_source != "probe" or candidate.clock_source != "probe":
         return None
-    pairs = [(_of(base, i), _of(candidate, i)) for i in range(len(base.samples_s))] if paired else []
+    ones, twos = _cycles_of(base), _cycles_of(candidate)
     if paired:
-        known = [(one, two) for one, two in pairs if one is not None and two is not None]
-        ones, twos = [one for one, _ in known], [two for _, two in known]
-    else:
-        ones = [c for i in range(len(base.samples_s)) if (c := _of(base, i)) is not None]
-        twos = [c for i in range(len(candidate.samples_s)) if (c := _of(candidate, i)) is not None]
-    if len(ones) < LEAST or len(twos) < LEAST:
-        return None
-    return speedup(ones, twos, paired)
+        known = [at for at in range(len(ones)) if ones[at] is not None and twos[at] is not None]
+        ones, twos = [ones[at] for at in known], [twos[at] for at in known]
+    one, two = ([cycles for cycles in side if cycles is not None] for side in (ones, twos))
+    return speedup(one, two, paired) if min(len(one), len(two)) >= LEAST else None
 
 
-def _of(timing: Timing, index: int) -> float | None:
-    hz = timing.clock_hz[index]
-    return None if hz is None else timing.samples_s[index] * hz
+def _cycles_of(timing: Timing) -> list[float | None]:
+    """Clock cycles of every sample; None where its clock is not known."""
+    both = zip(timing.samples_s, timing.clock_hz, strict=True)
+    return [None if hz is None else seconds * hz for seconds, hz in both]
 
 
 def _touch(base: Timing, candidate: Timing) -> bool:

@@ -1,9 +1,14 @@
 """The numbers of a run that need no execution, and the backend that gives nothing else."""
 
+from typing import Final
+
 from perfkit.measure.draft import Draft
 from perfkit.model.device import DeviceProfile
 from perfkit.ops.base import Op
 from perfkit.ops.plan import planned
+
+#: Counting needs no GPU and is no part of a session.
+NOT_COUNTED: Final = "not counted here: perfkit io --count executes kernels"
 
 
 def add_model(op: Op, draft: Draft, profile: DeviceProfile) -> None:
@@ -14,6 +19,7 @@ def add_model(op: Op, draft: Draft, profile: DeviceProfile) -> None:
     least = op.compulsory(w)
     draft.put("dram_read_compulsory", least.read_bytes, "modelled")
     draft.put("dram_write_compulsory", least.write_bytes, "modelled")
+    draft.lack(("l2_read_counted", "l2_write_counted"), NOT_COUNTED)
     if row.io is None:
         draft.put("exps", op.exps(w), "modelled")
         tags = (

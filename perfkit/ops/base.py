@@ -58,6 +58,15 @@ class Cached(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+def by_tensor(ledger: Ledger) -> dict[tuple[str, str], Traffic]:
+    """The traffic of every (kernel, tensor), entries of the same added up, in the order of the ledger."""
+    found: dict[tuple[str, str], Traffic] = {}
+    for entry in ledger:
+        key = (entry.kernel, entry.tensor)
+        found[key] = found.get(key, Traffic(read_bytes=0, write_bytes=0)) + entry.traffic
+    return found
+
+
 class IOModel(msgspec.Struct, frozen=True, kw_only=True):
     """Closed forms of one implementation, as functions of the workload and the tiles that ran.
 

@@ -169,6 +169,13 @@ def test_what_differs_besides_the_numbers_is_said() -> None:
     )
 
 
+def test_equal_rows_of_two_records_are_paired_in_their_order() -> None:
+    twice = fake("standard,flash,flash", lengths=(1024,))
+    found = compare_records(twice, twice, ("old", "new"), 0.01)
+    assert [group.label for group in found.groups] == ["standard old", "flash old", "flash old"]
+    assert found.notes == ()
+
+
 def test_a_report_holds_its_parts_against_its_baseline() -> None:
     part, base = Titled(name="new", study=fake()), Titled(name="old", study=fake())
     assert changes(Report(parts=(part,))) == ()

@@ -27,7 +27,8 @@ MODELLED = {
     "l2_read_modelled", "l2_write_modelled", "dram_read_modelled", "dram_write_modelled",
 }  # fmt: skip
 #: What only a measurement gives.
-MEASURED = BY_TAG.keys() - MODELLED - {"launches"}
+COUNTED = {"l2_read_counted", "l2_write_counted"}
+MEASURED = BY_TAG.keys() - MODELLED - COUNTED - {"launches"}
 
 
 class Stub(FakeBackend):
@@ -337,6 +338,8 @@ def test_the_model_backend_gives_formulas_and_reasons() -> None:
             found = run.numbers[tag]
             assert (found.value, found.provenance) == (None, "unavailable")
             assert found.reason == "no NVIDIA GPU on this machine"
+        counted = {run.numbers[tag].reason for tag in COUNTED}
+        assert counted == {"not counted here: perfkit io --count executes kernels"}  # needs no GPU
     standard, flash, peer = record.runs
     assert {flash.numbers[tag].provenance for tag in MODELLED} == {"modelled"}
     assert standard.numbers["l2_read_modelled"].reason == "the tiles of its matmul library are not known"

@@ -10,9 +10,10 @@ import msgspec
 from perfkit.analysis.gate.check import Check, CheckStatus
 from perfkit.analysis.gate.limits import Limits
 from perfkit.analysis.gate.numbers import number_checks
-from perfkit.analysis.gate.runs import Pair, key, pairs, run_check, subject, well
+from perfkit.analysis.gate.runs import run_check, subject, well
 from perfkit.analysis.gate.timing import time_check
 from perfkit.analysis.gate.verdicts import verdict_checks
+from perfkit.analysis.pairs import Pair, key, pairs
 from perfkit.analysis.study import Study
 from perfkit.errors import UsageError
 from perfkit.ops.attention_workload import AttentionWorkload

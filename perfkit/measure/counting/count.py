@@ -28,7 +28,7 @@ from perfkit.measure.counting.types import (
 from perfkit.measure.draft import Draft
 from perfkit.model.traffic import Traffic
 from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import Implementation, Ledger, Op, total
+from perfkit.ops.base import Implementation, Ledger, Op, by_tensor, total
 
 TAGS: Final = ("l2_read_counted", "l2_write_counted")
 _NOTHING: Final = Traffic(read_bytes=0, write_bytes=0)
@@ -113,7 +113,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 def differences(counted: Ledger, expected: Ledger) -> tuple[Difference, ...]:
     """Every entry in which two ledgers differ, in the order of `expected`; none if they are equal."""
-    left, right = _by_tensor(counted), _by_tensor(expected)
+    left, right = by_tensor(counted), by_tensor(expected)
     return tuple(
         Difference(
             kernel=key[0],
@@ -125,14 +125,6 @@ def differences(counted: Ledger, expected: Ledger) -> tuple[Difference, ...]:
         for key in {**right, **left}
         if left.get(key, _NOTHING) != right.get(key, _NOTHING)
     )
-
-
-def _by_tensor(moved: Ledger) -> dict[tuple[str, str], Traffic]:
-    found: dict[tuple[str, str], Traffic] = {}
-    for entry in moved:
-        key = (entry.kernel, entry.tensor)
-        found[key] = found.get(key, _NOTHING) + entry.traffic
-    return found
 
 
 def add_counted(draft: Draft, counted: Count) -> None:
