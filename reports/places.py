@@ -19,6 +19,14 @@ def _length(w: AttentionWorkload) -> str:
     return f"N_q {short_count(w.seq_q)}, N_k {short_count(w.seq_k)}"
 
 
+def _mask(w: AttentionWorkload) -> str:
+    if w.pattern is not None:
+        return f"pattern {w.pattern}"
+    if w.padding:
+        return f"up to {w.padding} keys of padding"
+    return "causal" if w.causal else "full mask"
+
+
 #: The parts of a workload in the order that they are said in.
 _PARTS: Final[tuple[Callable[[AttentionWorkload], str], ...]] = (
     lambda w: f"batch {w.batch}",
@@ -26,19 +34,21 @@ _PARTS: Final[tuple[Callable[[AttentionWorkload], str], ...]] = (
     _length,
     lambda w: f"d {w.head_dim}",
     lambda w: w.dtype,
-    lambda w: "causal" if w.causal else "full mask",
+    _mask,
+    lambda w: f"dropout {w.dropout:g}" if w.dropout else "",
     lambda w: PASS_WORDS[w.pass_],
 )
 
 
 def common(workloads: Sequence[AttentionWorkload]) -> str:
     """What all workloads have in common: `batch 1, 16 heads, d 64, bf16, full mask, forward`."""
-    return ", ".join(part(workloads[0]) for part in _PARTS if not _varies(part, workloads))
+    said = (part(workloads[0]) for part in _PARTS if not _varies(part, workloads))
+    return ", ".join(filter(None, said))
 
 
 def place(workload: AttentionWorkload, among: Sequence[AttentionWorkload]) -> str:
     """What tells `workload` from the others in `among`: `N 16k`; empty where there is no other."""
-    return ", ".join(part(workload) for part in _PARTS if _varies(part, among))
+    return ", ".join(filter(None, (part(workload) for part in _PARTS if _varies(part, among))))
 
 
 def only_length(workloads: Sequence[AttentionWorkload]) -> bool:

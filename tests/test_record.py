@@ -250,6 +250,7 @@ def test_a_workload_that_means_nothing_names_the_file(full: Record, tmp_path: Pa
 COLUMNS = [
     "op", "device", "impl", "status",
     "batch", "heads", "kv_heads", "seq_q", "seq_k", "head_dim", "dtype", "causal", "pass",
+    "pattern", "dropout", "padding",
     "tag", "label", "value", "unit", "provenance", "reason",
 ]  # fmt: skip
 
@@ -261,7 +262,7 @@ def test_one_row_per_number(full: Record) -> None:
     assert table[0] == {
         "op": "attention", "device": "h200-141gb-sxm", "impl": "standard", "status": "measured",
         "batch": 2, "heads": 8, "kv_heads": 2, "seq_q": 113, "seq_k": 203, "head_dim": 64, "dtype": "bf16",
-        "causal": True, "pass": "fwd-bwd",
+        "causal": True, "pass": "fwd-bwd", "pattern": None, "dropout": 0.0, "padding": 0,
         "tag": "flops_convention", "label": "FLOPs, convention",
         # 3.5 x 4 x d x pairs: query i sees i + 1 + 90 keys
         "value": 14 * 64 * 2 * 8 * sum(i + 91 for i in range(113)),

@@ -4,6 +4,7 @@ Dao, "FlashAttention-2", arXiv 2307.08691, Algorithm 1: the outer loop over bloc
 loop over blocks of K and V is the program's, with the online softmax of Milakov and Gimelshein.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -246,19 +247,22 @@ class _Flash(torch.autograd.Function):
         v: Tensor,
         causal: bool,
         scale: float | None,
+        tiles: Sequence[Sequence[int]] | None,
         uses: list[KernelUse] | None,
     ) -> Tensor:
-        out, lse = forward(q, k, v, causal, scale, uses=uses)
+        chosen = [Tile(*tile) for tile in tiles] if tiles else None
+        out, lse = forward(q, k, v, causal, scale, tile=chosen[0] if chosen else None, uses=uses)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.causal, ctx.scale, ctx.uses = causal, scale, uses
+        ctx.tiles = (chosen[1], chosen[2]) if chosen else None
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
         q, k, v, out, lse = ctx.saved_tensors
-        dq, dk, dv = backward(q, k, v, out, lse, dout, ctx.causal, ctx.scale, uses=ctx.uses)
-        return dq, dk, dv, None, None, None
+        dq, dk, dv = backward(q, k, v, out, lse, dout, ctx.causal, ctx.scale, tiles=ctx.tiles, uses=ctx.uses)
+        return dq, dk, dv, None, None, None, None
 
 
 def attention(
@@ -268,12 +272,14 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    tiles: Sequence[Sequence[int]] | None = None,
     uses: list[KernelUse] | None = None,
 ) -> Tensor:
     """O like q, [B, h, N_q, d], float16 or bfloat16. Rows that see no key are 0.
 
+    `tiles` = (the forward kernel's, the dK/dV kernel's, the dQ kernel's) overrides the table of `tiles.py`.
     `uses` receives what the forward kernel used at call, and the three backward kernels when autograd runs.
     ValueError for other dtypes, head dims outside 16..256 or no multiple of 8, and no CUDA device.
     """
-    out: Tensor = _Flash.apply(q, k, v, causal, scale, uses)  # type: ignore[no-untyped-call]
+    out: Tensor = _Flash.apply(q, k, v, causal, scale, tiles, uses)  # type: ignore[no-untyped-call]
     return out

@@ -5,6 +5,7 @@ blocks of Q, so that O, l and m of every row are read from device memory and wri
 keys. One program owns a head, as one thread block did in the code of 2022.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -241,12 +242,13 @@ class _Flash1(torch.autograd.Function):
         v: Tensor,
         causal: bool,
         scale: float | None,
-        tiles: tuple[Tile, Tile] | None,
+        tiles: Sequence[Sequence[int]] | None,
         uses: list[KernelUse] | None,
     ) -> Tensor:
-        out, row_sum, row_max = forward(q, k, v, causal, scale, tile=tiles and tiles[0], uses=uses)
+        chosen = [Tile(*tile) for tile in tiles] if tiles else None
+        out, row_sum, row_max = forward(q, k, v, causal, scale, tile=chosen[0] if chosen else None, uses=uses)
         ctx.save_for_backward(q, k, v, out, row_sum, row_max)
-        ctx.causal, ctx.scale, ctx.tile, ctx.uses = causal, scale, tiles and tiles[1], uses
+        ctx.causal, ctx.scale, ctx.tile, ctx.uses = causal, scale, chosen[1] if chosen else None, uses
         return out
 
     @staticmethod
@@ -266,7 +268,7 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
-    tiles: tuple[Tile, Tile] | None = None,
+    tiles: Sequence[Sequence[int]] | None = None,
     uses: list[KernelUse] | None = None,
 ) -> Tensor:
     """O like q, [B, h, N_q, d], float16 or bfloat16. Rows that see no key are 0.

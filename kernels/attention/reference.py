@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .masks import Mask
 from .shape import Shape, checked_shape, softmax_scale
 from .use import KernelUse
 
@@ -27,15 +28,22 @@ def forward(
     causal: bool = False,
     scale: float | None = None,
     oracle_dtype: torch.dtype = torch.float64,
+    mask: Mask | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(O [B, h, N_q, d], LSE [B, h, N_q]) in `oracle_dtype`; rows without a key: 0 and -inf. No autograd."""
+    """(O [B, h, N_q, d], LSE [B, h, N_q]) in `oracle_dtype`; rows without a key: 0 and -inf. No autograd.
+
+    `mask` takes the place of `causal`.
+    """
+    mask = mask or Mask(causal)
     shape = checked_shape(q, k, v)
     factor = softmax_scale(scale, shape.head_dim)
     with torch.no_grad(), _full_precision():
         q, k, v = (t.to(_oracle(oracle_dtype)) for t in (q, k, v))
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
         for rows in _chunks(shape, q.element_size()):
-            weights, log_sum = _weights(q[:, :, rows], k, rows, causal, factor, shape)
+            weights, log_sum = _weights(q[:, :, rows], k, rows, mask, factor, shape)
+            kept = mask.weight(rows, weights.dtype)
+            weights = weights if kept is None else weights.mul_(kept)
             out[:, :, rows] = _ungrouped(_grouped(weights, shape) @ v, shape)
             lse[:, :, rows] = log_sum
     return out, lse
@@ -49,21 +57,31 @@ def backward(
     causal: bool = False,
     scale: float | None = None,
     oracle_dtype: torch.dtype = torch.float64,
+    mask: Mask | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV) in `oracle_dtype`, shaped like q, k, v. Nothing from the forward pass is needed."""
+    """(dQ, dK, dV) in `oracle_dtype`, shaped like q, k, v. Nothing from the forward pass is needed.
+
+    `mask` takes the place of `causal`. With dropout of mask Z, dP = Z o (dO V^T) and dV = (Z o P)^T dO (FA1
+    Algorithm 4).
+    """
+    mask = mask or Mask(causal)
     shape = checked_shape(q, k, v)
     factor = softmax_scale(scale, shape.head_dim)
     with torch.no_grad(), _full_precision():
         q, k, v, dout = (t.to(_oracle(oracle_dtype)) for t in (q, k, v, dout))
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for rows in _chunks(shape, q.element_size()):
-            weights, _ = _weights(q[:, :, rows], k, rows, causal, factor, shape)
+            weights, _ = _weights(q[:, :, rows], k, rows, mask, factor, shape)
             weights = _grouped(weights, shape)
+            kept = mask.weight(rows, weights.dtype)
+            dropped = weights if kept is None else weights * _grouped(kept, shape)
             q_rows, dout_rows = _grouped(q[:, :, rows], shape), _grouped(dout[:, :, rows], shape)
             d_weights = dout_rows @ v.transpose(-1, -2)
-            delta = (dout_rows * (weights @ v)).sum(-1, keepdim=True)
+            if kept is not None:
+                d_weights.mul_(_grouped(kept, shape))
+            delta = (dout_rows * (dropped @ v)).sum(-1, keepdim=True)
             d_scores = d_weights.sub_(delta).mul_(weights).mul_(factor)
-            dv += weights.transpose(-1, -2) @ dout_rows
+            dv += dropped.transpose(-1, -2) @ dout_rows
             dk += d_scores.transpose(-1, -2) @ q_rows
             dq[:, :, rows] = _ungrouped(d_scores @ k, shape)
     return dq, dk, dv
@@ -76,13 +94,13 @@ class _Reference(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        causal: bool,
+        mask: Mask,
         scale: float | None,
         oracle_dtype: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        ctx.arguments = (causal, scale, oracle_dtype)
-        return forward(q, k, v, causal, scale, oracle_dtype)[0]
+        ctx.arguments = (mask.causal, scale, oracle_dtype, mask)
+        return forward(q, k, v, *ctx.arguments)[0]
 
     @staticmethod
     @once_differentiable
@@ -102,21 +120,23 @@ def attention(
     scale: float | None = None,
     uses: list[KernelUse] | None = None,  # noqa: ARG001 - one signature for all implementations
     oracle_dtype: torch.dtype = torch.float64,
+    blocks: Tensor | None = None,
+    block: int = 0,
+    lengths: Tensor | None = None,
 ) -> Tensor:
-    """O [B, h, N_q, d] in `oracle_dtype` (not q's dtype; gradients have their input's)."""
-    out: Tensor = _Reference.apply(q, k, v, causal, scale, oracle_dtype)  # type: ignore[no-untyped-call]
+    """O [B, h, N_q, d] in `oracle_dtype` (not q's dtype; gradients have their input's). Masks: see `Mask`."""
+    mask = Mask(causal, blocks, block, lengths)
+    out: Tensor = _Reference.apply(q, k, v, mask, scale, oracle_dtype)  # type: ignore[no-untyped-call]
     return out
 
 
 def _weights(
-    q: Tensor, k: Tensor, rows: slice, causal: bool, factor: float, shape: Shape
+    q: Tensor, k: Tensor, rows: slice, mask: Mask, factor: float, shape: Shape
 ) -> tuple[Tensor, Tensor]:
-    """(P [B, h, rows, N_k], LSE [B, h, rows]) of a chunk of query rows, in q's dtype."""
+    """(P [B, h, rows, N_k], LSE [B, h, rows]) of a chunk of query rows, in q's dtype, before dropout."""
     scores = _ungrouped(_grouped(q, shape) @ k.transpose(-1, -2), shape).mul_(factor)
-    if causal:
-        keys = torch.arange(shape.seq_k, device=q.device)
-        last = torch.arange(rows.start, rows.stop, device=q.device) + shape.shift
-        scores.masked_fill_(keys > last[:, None], float("-inf"))
+    if (hidden := mask.hidden(rows, shape.seq_q, shape.seq_k, q.device)) is not None:
+        scores.masked_fill_(hidden, float("-inf"))
     lse = scores.logsumexp(-1)
     base = lse.masked_fill(lse == float("-inf"), 0.0)  # a row without a key: exp(-inf - 0) = 0
     return scores.sub_(base[..., None]).exp_(), lse

@@ -157,6 +157,16 @@ def dq_shared_bytes(tile: Tile, head_dim: int) -> int:
     return 2 * _width(head_dim) * (2 * tile.block_m + 2 * tile.num_stages * tile.block_n)
 
 
+def flash1_shared_bytes(tile: Tile, head_dim: int) -> int:
+    """Modelled shared memory of FlashAttention-1's forward kernel: K, V and Q; 16-bit, without buffers."""
+    return 2 * _width(head_dim) * (tile.block_m + 2 * tile.block_n)
+
+
+def flash1_backward_shared_bytes(tile: Tile, head_dim: int) -> int:
+    """Modelled shared memory of FlashAttention-1's backward kernel: K, V, Q and dO."""
+    return 2 * _width(head_dim) * (2 * tile.block_m + 2 * tile.block_n)
+
+
 def _row(head_dim: int, capability: Capability) -> _Row:
     rows = _TABLE[capability_class(capability)]
     for limit, row in rows.items():

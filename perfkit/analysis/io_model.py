@@ -82,11 +82,7 @@ def subjects(
     for row in rows:
         if row.io is None:
             raise UsageError(f"{row.name} has no IO model: its tiles are not known", "name another one")
-        if w.dtype not in row.dtypes:
-            raise UsageError(
-                f"{row.name} takes {', '.join(row.dtypes)}, not {w.dtype}", "change --dtype or --impl"
-            )
-        if reason := row.refuses(w) if row.refuses else None:
+        if reason := row.refusal(w):
             raise UsageError(f"{row.name} cannot serve it: {reason}")
         needed = row.io.tiled(w)
         uses = tuple(use for use in planned(row, w, profile) if use.kernel in needed)

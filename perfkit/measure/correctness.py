@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from perfkit.measure.draft import Incorrect
+from perfkit.ops import patterns
 from perfkit.ops.attention_workload import AttentionWorkload
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from perfkit.kernels.attention.masks import Mask
 
 FACTOR: Final = 2.0
 #: One rounding step of the working dtype at the size of a typical output: below it errors are equal.
@@ -28,12 +31,18 @@ DRAWS: Final = 16
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """The tensors of a workload; `dout` is the gradient that a backward pass starts from."""
+    """The tensors of a workload; `dout` is the gradient that a backward pass starts from.
+
+    `given` are keyword arguments of the implementation for what else the workload has: a pattern's `blocks`
+    (bool [T, T]) and `block` (their rows), `dropout` with a list `drawn` that receives the mask of what was
+    kept (bool [B, h, N_q, N_k]), and `lengths` (int32 [B], the keys that are no padding).
+    """
 
     q: Any
     k: Any
     v: Any
     dout: Any
+    given: dict[str, Any] = {}
 
 
 class Errors(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +65,25 @@ def make_inputs(w: AttentionWorkload, device: str, seed: int = 0) -> Inputs:
         return torch.randn(size, generator=generator, device=device, dtype=dtype)
 
     q, k, v = draw(w.heads, w.seq_q), draw(w.kv_heads, w.seq_k), draw(w.kv_heads, w.seq_k)
-    return Inputs(q=q, k=k, v=v, dout=draw(w.heads, w.seq_q))
+    return Inputs(q=q, k=k, v=v, dout=draw(w.heads, w.seq_q), given=_given(w, device))
+
+
+def _given(w: AttentionWorkload, device: str) -> dict[str, Any]:
+    """The keyword arguments for pattern, dropout and padding, where the workload has them."""
+    import torch
+
+    given: dict[str, Any] = {}
+    if w.pattern is not None:
+        rows = patterns.blocks(w.pattern, w.seq_q)
+        seen = torch.zeros(len(rows), len(rows), dtype=torch.bool)
+        for at, columns in enumerate(rows):
+            seen[at, list(columns)] = True
+        given |= {"blocks": seen.to(device), "block": patterns.parse(w.pattern).block}
+    if w.dropout:
+        given |= {"dropout": w.dropout, "drawn": []}
+    if w.padding:
+        given["lengths"] = torch.tensor(w.lengths, dtype=torch.int32, device=device)
+    return given
 
 
 def sample_heads(w: AttentionWorkload, whole_below: int = 1 << 31) -> list[tuple[int, int]]:
@@ -80,6 +107,11 @@ class Judge:
         """What the oracle says, per sampled head."""
         return [_oracle(self._w, part, self._oracle) for part in self._parts(self._inputs)]
 
+    def _forget(self) -> None:
+        """Drop what was computed for another draw of dropout."""
+        for name in ("_truth", "_eager"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def _eager(self) -> dict[str, float]:
         """The eager path's largest error per tensor.
@@ -88,7 +120,7 @@ class Judge:
         """
         found: dict[str, float] = {}
         draws = [self._inputs]
-        if self._w.rows * self._w.head_dim < TINY:
+        if self._w.rows * self._w.head_dim < TINY and not self._w.dropout:  # other inputs, no draw
             draws += [make_inputs(self._w, self._inputs.q.device.type, seed) for seed in range(1, DRAWS)]
         for inputs in draws:
             for part in self._parts(inputs):
@@ -101,7 +133,12 @@ class Judge:
         return [_slice(self._w, inputs, batch, kv_head) for batch, kv_head in self._heads]
 
     def errors(self, result: tuple[Any, ...]) -> Errors:
-        """Errors of `result` (O, or dQ, dK, dV, or all four): of the one nearest to breaking the rule."""
+        """Errors of `result` (O, or dQ, dK, dV, or all four): of the one nearest to breaking the rule.
+
+        With dropout the oracle takes the mask that was drawn last: judge a result before the next is made.
+        """
+        if self._w.dropout:
+            self._forget()
         found: dict[str, float] = {}
         for (batch, kv_head), want in zip(self._heads, self._truth, strict=True):
             for name, tensor in _slice_result(self._w, result, batch, kv_head).items():
@@ -167,7 +204,17 @@ def _slice(w: AttentionWorkload, inputs: Inputs, batch: int, kv_head: int) -> In
         k=inputs.k[one, kv_head : kv_head + 1].detach(),
         v=inputs.v[one, kv_head : kv_head + 1].detach(),
         dout=inputs.dout[one, rows],
+        given=_slice_given(inputs.given, one, rows),
     )
+
+
+def _slice_given(given: dict[str, Any], batch: slice, heads: slice) -> dict[str, Any]:
+    cut = dict(given)
+    if "lengths" in cut:
+        cut["lengths"] = cut["lengths"][batch]
+    if "drawn" in cut:
+        cut["drawn"] = [mask[batch, heads] for mask in cut["drawn"]]
+    return cut
 
 
 def _slice_result(
@@ -191,21 +238,42 @@ def _oracle(w: AttentionWorkload, part: Inputs, dtype: str) -> "dict[str, Tensor
 
     from perfkit.kernels.attention import reference
 
-    kind = getattr(torch, dtype)
+    kind, mask = getattr(torch, dtype), _mask(w, part)
     if w.pass_ == "fwd":
-        return {"out": reference.forward(part.q, part.k, part.v, causal=w.causal, oracle_dtype=kind)[0]}
-    gradients = reference.backward(part.q, part.k, part.v, part.dout, causal=w.causal, oracle_dtype=kind)
+        return {"out": reference.forward(part.q, part.k, part.v, mask=mask, oracle_dtype=kind)[0]}
+    gradients = reference.backward(part.q, part.k, part.v, part.dout, mask=mask, oracle_dtype=kind)
     found = dict(zip(("dq", "dk", "dv"), gradients, strict=True))
     if w.pass_ == "fwd-bwd":
-        found["out"] = reference.forward(part.q, part.k, part.v, causal=w.causal, oracle_dtype=kind)[0]
+        found["out"] = reference.forward(part.q, part.k, part.v, mask=mask, oracle_dtype=kind)[0]
     return found
 
 
+def _mask(w: AttentionWorkload, part: Inputs) -> "Mask":
+    """The mask of a part of a workload; its dropout is what was drawn last."""
+    from perfkit.kernels.attention.masks import Mask
+
+    given = part.given
+    return Mask(
+        causal=w.causal,
+        blocks=given.get("blocks"),
+        block=given.get("block", 0),
+        lengths=given.get("lengths"),
+        kept=given["drawn"][0] if w.dropout else None,
+        dropout=w.dropout,
+    )
+
+
 def _eager(w: AttentionWorkload, part: Inputs) -> "dict[str, Tensor]":
-    """The standard path in the working dtype, over chunks of queries; dK and dV are summed in float32."""
+    """The standard path in the working dtype, over chunks of queries; dK and dV are summed in float32.
+
+    With other masks than a causal one it is the plain formula, in one piece.
+    """
     import torch
 
     from perfkit.kernels.attention.standard import attention
+
+    if w.features:
+        return _eager_masked(w, part)
 
     heads, n_q, n_k = part.q.shape[1], w.seq_q, w.seq_k
     chunk = max(1, min(n_q, CHUNK_BYTES // (heads * n_k * w.element_bytes)))
@@ -232,6 +300,20 @@ def _eager(w: AttentionWorkload, part: Inputs) -> "dict[str, Tensor]":
     return {"out": out, "dq": dq, "dk": dk, "dv": dv}
 
 
+def _eager_masked(w: AttentionWorkload, part: Inputs) -> "dict[str, Tensor]":
+    import torch
+
+    from perfkit.kernels.attention import eager
+
+    q, k, v = leaves = tuple(t.detach().requires_grad_(w.pass_ != "fwd") for t in (part.q, part.k, part.v))
+    with torch.set_grad_enabled(w.pass_ != "fwd"):
+        out = eager.attention(q, k, v, _mask(w, part))
+    found = {"out": out.detach()}
+    if w.pass_ != "fwd":
+        found |= zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, part.dout), strict=True)
+    return found
+
+
 def callables(
     w: AttentionWorkload, inputs: Inputs, attention: Callable[..., Any], uses: list[Any] | None
 ) -> tuple[Callable[[], Any], Callable[[], tuple[Any, ...]]]:
@@ -242,18 +324,18 @@ def callables(
 
         def forward() -> Any:
             with torch.no_grad():
-                return attention(inputs.q, inputs.k, inputs.v, causal=w.causal, uses=uses)
+                return attention(inputs.q, inputs.k, inputs.v, causal=w.causal, uses=uses, **inputs.given)
 
         return forward, lambda: (forward(),)
     leaves = tuple(t.detach().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
 
     def both() -> tuple[Any, ...]:
-        out = attention(*leaves, causal=w.causal, uses=uses)
+        out = attention(*leaves, causal=w.causal, uses=uses, **inputs.given)
         return (out.detach(), *torch.autograd.grad(out, leaves, inputs.dout))
 
     if w.pass_ == "fwd-bwd":
         return both, both
-    kept = attention(*leaves, causal=w.causal, uses=uses)
+    kept = attention(*leaves, causal=w.causal, uses=uses, **inputs.given)
 
     def backward() -> tuple[Any, ...]:
         return torch.autograd.grad(kept, leaves, inputs.dout, retain_graph=True)

@@ -18,7 +18,7 @@ from perfkit.measure.loop import Batch, collect, slots_in_turn
 from perfkit.measure.options import Options
 from perfkit.measure.session import Stage, Work
 from perfkit.measure.stopping import StoppingRule
-from perfkit.measure.targets import HOW_TO_INSTALL, resolve
+from perfkit.measure.targets import HOW_TO_INSTALL, bound
 from perfkit.measure.timing import timing_of
 from perfkit.model.device import DeviceProfile
 from perfkit.model.device_figures import Figure, Figures, LevelFigures, Memory, Peak
@@ -189,7 +189,7 @@ class CpuBackend:
             )
         stage("checking against the oracle")
         inputs, judge = self._bench.inputs(w)
-        attention: Any = resolve(row.target)
+        attention: Any = bound(row)
         try:
             work, result = correctness.callables(w, inputs, attention, None)
             errors = judge.errors(result())

@@ -20,7 +20,7 @@ from perfkit.measure.options import Options
 from perfkit.measure.sampling import sampling
 from perfkit.measure.session import Stage, Work
 from perfkit.measure.stopping import StoppingRule
-from perfkit.measure.targets import resolve
+from perfkit.measure.targets import bound
 from perfkit.measure.timing import time_cuda
 from perfkit.model.device import DeviceProfile
 from perfkit.model.units import show
@@ -100,11 +100,13 @@ class CudaBackend:
 
     def prepare(self, op: Op, draft: Draft, stage: Stage) -> Work:  # noqa: ARG002
         """Compile, and hold the result against the oracle."""
+        from triton.runtime.errors import OutOfResources
+
         w, row = draft.workload, draft.row
         with self._step([draft]):
             self._check_memory(row, w)
             stage("compiling")
-            attention = resolve(row.target)
+            attention = bound(row)
             inputs, judge = self._bench.inputs(w)
             uses: list[Any] = []
             try:
@@ -113,14 +115,18 @@ class CudaBackend:
                 produced = result()
             except (ValueError, NotImplementedError) as error:
                 raise Refused(str(error).splitlines()[0]) from error
+            except OutOfResources as error:
+                raise Refused(
+                    f"a tile needs {error.required} of {error.name}, and the device has {error.limit}"
+                ) from error
             except RuntimeError as error:
                 if "No available kernel" in str(error) or "no viable backend" in str(error).lower():
                     raise Refused("torch has no kernel of this kind for the workload") from error
                 raise
             draft.uses.extend(KernelUse(**use._asdict()) for use in dict.fromkeys(uses))
-            work, _ = correctness.callables(w, inputs, attention, None)  # recording costs host time
             errors = judge.errors(produced)
             del produced
+            work, _ = correctness.callables(w, inputs, attention, None)  # recording costs host time
             draft.put("error", errors.error, "measured", note=f"against float64, {errors.scope}")
             draft.put("eager_error", errors.eager_error, "measured", note=errors.scope)
             correctness.require(w, errors)
@@ -199,7 +205,7 @@ class CudaBackend:
         draft.put("sustained_clock", found.clock_hz, "measured", absent=found.reason or "no clock probe")
 
     def _memory(self, draft: Draft) -> None:
-        w, attention = draft.workload, resolve(draft.row.target)
+        w, attention = draft.workload, bound(draft.row)
         inputs, _ = self._bench.inputs(w)
         if w.pass_ == "fwd":
             work, _ = correctness.callables(w, inputs, attention, None)
@@ -219,7 +225,7 @@ class CudaBackend:
             chip_hint=self.profile.chip,
             dtype=draft.workload.dtype,
             groups=GROUPS,
-            command=replay.command(op.name, draft.row.name, draft.workload),
+            command=replay.command(op.name, draft.row, draft.workload),
         )
         draft.kernels = reading.kernels
         draft.put("launches", len(reading.kernels), "measured")

@@ -67,11 +67,11 @@ def refusal(
     """Why `row` cannot serve the workload on this device at all; None if it can."""
     if hardware is not None and hardware not in row.hardware:
         return f"it runs on {' and '.join(row.hardware)} only"
-    if w.dtype not in row.dtypes:
-        return f"dtype {w.dtype}: {row.name} takes {', '.join(row.dtypes)}"
+    if reason := row.refusal(w):
+        return reason
     if w.dtype == "bf16" and profile.vendor == "NVIDIA" and capability_of(profile) < (8, 0):
         return f"dtype bf16: {profile.model} has no bf16; use --dtype fp16"
-    return row.refuses(w) if row.refuses else None
+    return None
 
 
 def run_session(

@@ -8,6 +8,7 @@ from perfkit.ops import attention_flash1 as flash1
 from perfkit.ops import attention_io as io
 from perfkit.ops.attention_ledger import standard_ledger
 from perfkit.ops.attention_published import published
+from perfkit.ops.attention_tiles import chosen
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, IOModel, KernelUse, Op, Uses
 
@@ -112,6 +113,7 @@ IMPLEMENTATIONS: Final = (
         dtypes=HALF,
         workspace=io.flash_workspace,
         plan=_flash_plan,
+        retiled=chosen(_flash_plan, io.flash_tiled),
         refuses=_flash_refuses,
         io=IOModel(
             level="L2",
@@ -134,6 +136,7 @@ IMPLEMENTATIONS: Final = (
         dtypes=HALF,
         workspace=flash1.flash1_workspace,
         plan=flash1.flash1_plan,
+        retiled=chosen(flash1.flash1_plan, flash1.flash1_tiled),
         refuses=flash1.flash1_refuses,
         io=IOModel(
             level="L2",
@@ -172,6 +175,7 @@ IMPLEMENTATIONS: Final = (
         hardware=("cuda", "cpu"),
         materialises=True,
         workspace=_no_workspace,
+        serves=frozenset({"pattern", "padding"}),
     ),
 )
 

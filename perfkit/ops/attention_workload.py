@@ -6,6 +6,7 @@ import msgspec
 
 from perfkit.errors import UsageError
 from perfkit.model.dtype import DTYPE_BYTES
+from perfkit.ops import patterns
 
 Pass = Literal["fwd", "bwd", "fwd-bwd"]
 PASSES: tuple[str, ...] = get_args(Pass)
@@ -18,7 +19,9 @@ class AttentionWorkload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """O = softmax(Q K^T / sqrt(d)) V for Q [B, h, N_q, d] and K, V [B, h_kv, N_k, d].
 
     A causal mask is aligned to the bottom right: query i sees keys j <= i + N_k - N_q, as a decoder with a
-    cache needs it. Raises UsageError for shapes that mean nothing.
+    cache needs it. `pattern` is a block mask, `ops.patterns` says in which words. `dropout` is the share of P
+    that is dropped. With `padding` the sequences of a batch are of different lengths, from N_k down to
+    N_k - padding, and the keys beyond are masked. Raises UsageError for shapes that mean nothing.
     """
 
     batch: int = 1
@@ -30,6 +33,9 @@ class AttentionWorkload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     dtype: str = "bf16"
     causal: bool = False
     pass_: Pass = msgspec.field(default="fwd", name="pass")
+    pattern: str | None = None
+    dropout: float = 0.0
+    padding: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "heads", "kv_heads", "seq_q", "seq_k", "head_dim"):
@@ -50,6 +56,34 @@ class AttentionWorkload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise UsageError(f"unknown pass '{self.pass_}'", f"allowed: {', '.join(PASSES)}")
         if self.head_dim > 1024:
             raise UsageError(f"head-dim is the width of one head, at most 1024, not {self.head_dim}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout is a share from 0 to below 1, not {self.dropout}")
+        if not 0 <= self.padding < self.seq_k:
+            raise UsageError(f"padding must be from 0 to below the {self.seq_k} keys, not {self.padding}")
+        if self.pattern is not None:
+            self._check_pattern(self.pattern)
+        if self.padding and self.causal:
+            raise UsageError("padding and a causal mask exclude each other", "leave one of them out")
+
+    def _check_pattern(self, pattern: str) -> None:
+        if pattern != (form := patterns.canonical(pattern)):
+            raise UsageError(f"pattern '{pattern}' is not as patterns are written", f"write {form}")
+        if self.seq_q != self.seq_k:
+            raise UsageError(f"a pattern needs as many queries as keys, not {self.seq_q} and {self.seq_k}")
+        if self.causal or self.dropout or self.padding:
+            raise UsageError("a pattern excludes a causal mask, dropout and padding", "leave one of them out")
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What not every implementation serves: of `pattern`, `dropout` and `padding` those in use."""
+        used = {"pattern": self.pattern is not None, "dropout": self.dropout > 0, "padding": self.padding > 0}
+        return tuple(name for name, on in used.items() if on)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Keys that are no padding, a sequence of the batch: spread evenly, the longest first."""
+        last = max(1, self.batch - 1)
+        return tuple(self.seq_k - self.padding * at // last for at in range(self.batch))
 
     @property
     def element_bytes(self) -> int:
@@ -82,6 +116,10 @@ class AttentionWorkload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
         Causal: query i sees max(0, i + 1 + N_k - N_q) keys; for N_q = N_k that is N (N + 1) / 2.
         """
+        if self.pattern is not None:
+            return self.batch * self.heads * patterns.pairs(self.pattern, self.seq_q)
+        if self.padding:
+            return self.heads * self.seq_q * sum(self.lengths)
         if not self.causal:
             return self.rows * self.seq_k
         seeing = min(self.seq_q, self.seq_k)  # the last `seeing` queries see any key at all

@@ -1,6 +1,6 @@
 """What an op and an implementation are, for every op."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -91,6 +91,11 @@ class IOModel(msgspec.Struct, frozen=True, kw_only=True):
         return total(self.ledger(workload, uses))
 
 
+#: (workload, device, block_m or None, block_n or None) -> (keyword arguments of the target, tiles). None
+#: leaves a side as the table has it.
+Retiling = Callable[[Any, DeviceProfile, int | None, int | None], tuple[Mapping[str, Any], Uses]]
+
+
 class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     """One way of computing an op.
 
@@ -99,7 +104,9 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     else's secret: then only compulsory traffic is modelled. `workspace` is what it allocates besides its
     inputs and outputs, in bytes, and `dtypes` what it computes in. One that `materialises` its intermediate
     matrices does not share tiles of queries, and has no tile height. One that is `named_only` is no part of
-    `all`: it is slow on purpose.
+    `all`: it is slow on purpose, or computes something of its own. `serves` names the features of a workload
+    beyond the ordinary that it can do (see `features` of the workload). `options` are keyword arguments for
+    the target; `retiled` gives those that make it run other tiles, and what these are, or raises UsageError.
     """
 
     name: str
@@ -114,6 +121,18 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     plan: Callable[[Any, tuple[int, int]], Uses] | None = None
     io: IOModel | None = None
     refuses: Callable[[Any], str | None] | None = None
+    serves: frozenset[str] = frozenset()
+    options: Mapping[str, Any] = {}
+    retiled: Retiling | None = None
+
+    def refusal(self, workload: Any) -> str | None:
+        """Why it cannot serve `workload` on any device; None if it can."""
+        if workload.dtype not in self.dtypes:
+            return f"dtype {workload.dtype}: {self.name} takes {', '.join(self.dtypes)}"
+        for feature in workload.features:
+            if feature not in self.serves:
+                return f"{self.name} has no {feature}"
+        return self.refuses(workload) if self.refuses else None
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):

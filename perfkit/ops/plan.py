@@ -13,7 +13,12 @@ def capability_of(profile: DeviceProfile) -> tuple[int, int]:
 
 def planned(row: Implementation, w: AttentionWorkload, profile: DeviceProfile) -> Uses:
     """The tiles that `row` would run on `profile`; empty where they are not known."""
-    if row.plan is None:
-        return ()
-    # Other vendors' version numbers mean something else: they get the tiles of 64 KiB of shared memory.
-    return row.plan(w, capability_of(profile) if profile.vendor == "NVIDIA" else (0, 0))
+    return () if row.plan is None else row.plan(w, table_capability(profile))
+
+
+def table_capability(profile: DeviceProfile) -> tuple[int, int]:
+    """The compute capability by which tables of tiles are read.
+
+    Other vendors' version numbers mean something else: they get the tiles of 64 KiB of shared memory.
+    """
+    return capability_of(profile) if profile.vendor == "NVIDIA" else (0, 0)

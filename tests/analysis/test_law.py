@@ -119,5 +119,5 @@ def test_subjects_need_a_model_and_must_serve_the_workload() -> None:
         subjects([row("sdpa-flash")], w, load("t4"))
     with pytest.raises(UsageError, match="flash cannot serve it: head dim 20"):
         subjects([row("flash")], w, load("t4"))
-    with pytest.raises(UsageError, match="flash takes bf16, fp16, not fp32"):
+    with pytest.raises(UsageError, match="dtype fp32: flash takes bf16, fp16"):
         subjects([row("flash")], AttentionWorkload(seq_q=64, seq_k=64, dtype="fp32"), load("t4"))

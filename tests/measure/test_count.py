@@ -304,7 +304,7 @@ def test_differences_name_what_is_missing_on_either_side() -> None:
     ("impl", "w", "reason"),
     [
         ("sdpa-flash", _w(64, 64), "not perfkit's own"),
-        ("flash", _w(64, 64, dtype="fp32"), "dtype fp32: it takes bf16, fp16"),
+        ("flash", _w(64, 64, dtype="fp32"), "dtype fp32: flash takes bf16, fp16"),
         ("flash", _w(64, 64, 20), "head dim 20"),
     ],
 )

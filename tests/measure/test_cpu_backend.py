@@ -116,7 +116,7 @@ def test_a_wrong_result_has_no_time(backend: Any, monkeypatch: pytest.MonkeyPatc
     def wrong(q: Any, k: Any, v: Any, **_: Any) -> Any:  # noqa: ARG001
         return q
 
-    monkeypatch.setattr(cpu_backend, "resolve", lambda _: wrong)
+    monkeypatch.setattr(cpu_backend, "bound", lambda _: wrong)
     run = of(backend, "standard")
     assert run.status == "incorrect"
     assert run.reason is not None
@@ -129,7 +129,7 @@ def test_nan_is_a_wrong_result(backend: Any, monkeypatch: pytest.MonkeyPatch) ->
     def nan(q: Any, k: Any, v: Any, **_: Any) -> Any:  # noqa: ARG001
         return q * float("nan")
 
-    monkeypatch.setattr(cpu_backend, "resolve", lambda _: nan)
+    monkeypatch.setattr(cpu_backend, "bound", lambda _: nan)
     run = of(backend, "standard")
     assert run.status == "incorrect"
     assert run.numbers["error"].provenance == "unavailable"

@@ -106,7 +106,7 @@ def test_counters_that_fail_their_check_are_not_believed(
 
 
 def test_a_wrong_result_has_no_time(measure: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_backend, "resolve", lambda _: lambda q, *_, **__: q)
+    monkeypatch.setattr(cuda_backend, "bound", lambda _: lambda q, *_, **__: q)
     run = measure()
     assert run.status == "incorrect"
     assert "time" not in run.numbers or run.value("time") is None
@@ -129,7 +129,7 @@ def test_out_of_memory_is_a_row_with_the_need(
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. More text")
 
-    monkeypatch.setattr(cuda_backend, "resolve", lambda _: exhausted)
+    monkeypatch.setattr(cuda_backend, "bound", lambda _: exhausted)
     run = measure()
     # S and P: 2 x 2 heads x 64 x 64 x 2 bytes
     assert (run.status, run.reason) == ("out-of-memory", "CUDA out of memory; predicted need 32.8 kB")

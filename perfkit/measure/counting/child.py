@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ class _Run:
     """One execution: its tally, and what the observers noted beside it."""
 
     def __init__(self, request: Request, w: AttentionWorkload) -> None:
-        attention = resolve(request.target)
+        attention = partial(resolve(request.target), **msgspec.json.decode(request.options))
         _pose(request)
         inputs = correctness.make_inputs(w, "cpu")
         self.tally = Tally()

@@ -59,9 +59,7 @@ def refusal(op: Op, row: Implementation, w: AttentionWorkload) -> str | None:
         return f"the workload is not one of {op.name}"
     if row.io is None:
         return "its kernels are not perfkit's own"
-    if w.dtype not in row.dtypes:
-        return f"dtype {w.dtype}: it takes {', '.join(row.dtypes)}"
-    return row.refuses(w) if row.refuses else None
+    return row.refusal(w)
 
 
 def count_all(requests: Sequence[Request]) -> tuple[Count, ...]:

@@ -46,7 +46,7 @@ class Atomics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One count: an implementation's lazy target, a workload, and how to run it.
+    """One count: an implementation's lazy target with its options as JSON, a workload, how to run it.
 
     The kernels take the tiles of `capability`; `descriptors` has them read through tensor descriptors, as
     they do on devices that gain from it.
@@ -55,6 +55,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     impl: str
     target: str
     workload: AttentionWorkload
+    options: str = "{}"
     sampling: Sampling = Sampling()
     capability: tuple[int, int] = DEFAULT_CAPABILITY
     descriptors: bool = False
@@ -96,6 +97,7 @@ def request(
         impl=row.name,
         target=row.target,
         workload=w,
+        options=msgspec.json.encode(row.options).decode(),
         sampling=sampling or Sampling(),
         capability=capability,
         descriptors=descriptors,
