@@ -17,6 +17,15 @@ import msgspec
 #: lines.
 RESIDENT: Final = 0.3
 LOST: Final = 0.5
+#: The same where one head is in flight, so that nothing of heads before it takes room: of its re-reads 3, 17
+#: and 95 % missed at 0.27, 0.40 and 0.53 of L2.
+RESIDENT_ALONE: Final = 0.37
+LOST_ALONE: Final = 0.54
+#: Parts of L2 from which on the blocks of a wave no longer share a pass, and at which they share none: each
+#: half of L2 then reads for its own SMs, twice a wave. Fitted to `flash` on an H200, K and V of 33 to 134 MB
+#: a head: 1.0, 1.8, 2.0 and 2.1 passes a wave at 0.53, 1.07 (d 128, d 64) and 2.13 of L2.
+TOGETHER: Final = 0.55
+APART: Final = 1.0
 #: Size of a matrix over L2 -> share of it that the next kernel no longer finds there, linear in between.
 #: Fitted to `standard` forward on an H200, S of 17 to 101 MB: 0, 6, 41, 72, 80, 88, 99 % at 0.27, 0.40, 0.53,
 #: 0.67, 0.80, 1.07 and 1.60 of L2.
@@ -56,9 +65,18 @@ def _between(size: float, table: Sequence[tuple[float, float]]) -> float:
     return 1.0
 
 
-def lost_share(size_bytes: int, l2_bytes: int) -> float:
-    """The share of a working set's re-reads that miss L2: 0 up to RESIDENT, 1 from LOST on."""
-    return min(1.0, max(0.0, (size_bytes / l2_bytes - RESIDENT) / (LOST - RESIDENT)))
+def lost_share(size_bytes: int, l2_bytes: int, alone: bool = False) -> float:
+    """The share of a working set's re-reads that miss L2: 0 up to RESIDENT, 1 from LOST on.
+
+    `alone` where it is of one head.
+    """
+    low, high = (RESIDENT_ALONE, LOST_ALONE) if alone else (RESIDENT, LOST)
+    return min(1.0, max(0.0, (size_bytes / l2_bytes - low) / (high - low)))
+
+
+def _apart(size_bytes: int, l2_bytes: int) -> float:
+    """How far the halves of L2 read for themselves: 0 up to TOGETHER, 1 from APART on."""
+    return min(1.0, max(0.0, (size_bytes / l2_bytes - TOGETHER) / (APART - TOGETHER)))
 
 
 def lost_between(size_bytes: int, l2_bytes: int) -> float:
@@ -83,15 +101,19 @@ def shared_passes(
     # Each head once, and once more for every wave that starts inside a head.
     aligned = (waves - 1) // (blocks_per_head // math.gcd(blocks_per_head, resident_blocks))
     touched = heads + (waves - 1) - aligned
-    share = lost_share(in_flight * head_bytes, l2_bytes)
+    share = lost_share(in_flight * head_bytes, l2_bytes, alone=in_flight == 1)
     passes = 1.0 + share * (touched / heads - 1.0)
+    apart = _apart(in_flight * head_bytes, l2_bytes)
+    passes += apart * max(0.0, min(blocks_per_head, 2 * total / (resident_blocks * heads)) - passes)
     case: Literal["fits", "partly", "waves"] = "fits" if share == 0 else "waves" if share == 1 else "partly"
     size = f"{in_flight} head(s) in flight take {in_flight * head_bytes / l2_bytes:.0%} of L2"
     text = {
         "fits": f"{size}: they stay",
         "partly": f"{size}: {share:.0%} of re-reads miss",
-        "waves": f"{size}: read once by each of {waves} waves",
+        "waves": f"{size}: read {'twice' if apart == 1 else 'once'} by each of {waves} waves",
     }[case]
+    if 0 < apart < 1:
+        text = f"{size}: read more than once by each of {waves} waves"
     return Prediction(case=case, passes=passes, reason=text)
 
 

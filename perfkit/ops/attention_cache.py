@@ -15,6 +15,7 @@ from perfkit.model.cache import (
 )
 from perfkit.model.device import DeviceProfile
 from perfkit.model.traffic import Traffic
+from perfkit.model.units import show
 from perfkit.ops.attention_io import (
     compulsory,
     flash_traffic,
@@ -30,6 +31,10 @@ from perfkit.ops.base import Cached, KernelUse, Uses
 #: What the backward of `standard` has in use at a time, in matrices of N^2: P waits while dP is made. Fitted
 #: on an H200 (16 and 24 heads of N 1024).
 BACKWARD_SET: Final = 1.4
+#: torch's softmax reads a row again where it does not fit an SM. On an H200 rows of 64 KiB are read once, and
+#: of rows of 128 KiB 0.86 came from DRAM once more.
+LONGEST_ROW: Final = 96 << 10
+AGAIN: Final = 0.86
 
 
 def standard_dram(w: AttentionWorkload, _: Uses, device: DeviceProfile) -> Cached:
@@ -38,6 +43,10 @@ def standard_dram(w: AttentionWorkload, _: Uses, device: DeviceProfile) -> Cache
     l2 = device.level("l2").capacity_bytes
     size = w.scores_bytes if w.pass_ == "fwd" else round(BACKWARD_SET * w.scores_bytes)
     missed = missed_share(size, l2)
+    if w.pass_ != "bwd" and w.seq_k * w.element_bytes > LONGEST_ROW:
+        again = Traffic(read_bytes=round(AGAIN * w.scores_bytes), write_bytes=0)
+        row = f"softmax reads rows of {show(w.seq_k * w.element_bytes, 'bytes')} again, and S {IN_PART}"
+        return Cached(traffic=whole + again, reason=row)
     if missed == 1:
         return Cached(traffic=whole, reason="S and P exceed L2: every pass over them reaches DRAM")
     # P comes from the forward pass: a backward pass alone finds it in DRAM. The mask is overwritten by S.
@@ -52,7 +61,7 @@ def standard_dram(w: AttentionWorkload, _: Uses, device: DeviceProfile) -> Cache
     return Cached(traffic=traffic, reason=f"{share} and {IN_PART if missed else STAYS}: {rest}")
 
 
-def _resident(tile: KernelUse, device: DeviceProfile) -> int:
+def resident(tile: KernelUse, device: DeviceProfile) -> int:
     return resident_blocks(
         sm_count=device.sm_count,
         shared_bytes_per_sm=device.shared_bytes_per_sm,
@@ -64,7 +73,7 @@ def _resident(tile: KernelUse, device: DeviceProfile) -> int:
     )
 
 
-def _streamed(
+def streamed(
     w: AttentionWorkload, tile: KernelUse, head_bytes: int, blocks: int, device: DeviceProfile
 ) -> Prediction:
     """Passes over what the blocks of one K/V head share, `blocks` of them for each of its query heads."""
@@ -72,7 +81,7 @@ def _streamed(
         blocks_per_head=blocks,
         heads=w.batch * w.kv_heads,
         head_bytes=head_bytes,
-        resident_blocks=_resident(tile, device),
+        resident_blocks=resident(tile, device),
         l2_bytes=device.level("l2").capacity_bytes,
     )
 
@@ -89,7 +98,7 @@ def flash_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cache
     least, again, writes, reasons = 0, 0, 0, []
 
     def repeated(tile: KernelUse, shared: int, head_bytes: int, blocks: int, seen: int, whole: int) -> int:
-        found = _streamed(w, tile, head_bytes, blocks, device)
+        found = streamed(w, tile, head_bytes, blocks, device)
         reasons.append(found.reason)
         return round(shared * max(0.0, found.passes * seen / whole - 1.0))
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from perfkit.kernels.attention import tiles
-from perfkit.model.cache import IN_PART, circled_share, resident_blocks
+from perfkit.model.cache import IN_PART, circled_share
 from perfkit.model.device import DeviceProfile
 from perfkit.model.traffic import Traffic
+from perfkit.ops.attention_cache import resident
 from perfkit.ops.attention_io import query_blocks, tile_of
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Cached, KernelUse, Ledger, Moved, Uses, total
@@ -166,7 +167,7 @@ def flash1_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cach
 def _kernel_dram(w: AttentionWorkload, tile: KernelUse, device: DeviceProfile) -> Cached:
     forward = tile.kernel == FORWARD
     programs = w.batch * (w.heads if forward else w.kv_heads)
-    in_flight = min(programs, _resident(tile, device))
+    in_flight = min(programs, resident(tile, device))
     inputs = (1 if forward else 3) * w.head_dim * w.element_bytes  # Q, or Q, O and dO
     row_bytes = inputs + (w.head_dim + 2) * FP32
     size, l2 = in_flight * (w.rows // programs) * row_bytes, device.level("l2").capacity_bytes
@@ -201,16 +202,4 @@ def _once(w: AttentionWorkload, tile: KernelUse, input_bytes: int) -> Traffic:
     return Traffic(
         read_bytes=seen * (input_bytes + statistics) + 2 * w.key_bytes,
         write_bytes=partial + w.query_bytes + 2 * w.key_bytes,
-    )
-
-
-def _resident(tile: KernelUse, device: DeviceProfile) -> int:
-    return resident_blocks(
-        sm_count=device.sm_count,
-        shared_bytes_per_sm=device.shared_bytes_per_sm,
-        registers_bytes_per_sm=device.registers_bytes_per_sm,
-        max_threads_per_sm=device.max_threads_per_sm or 2048,
-        num_warps=tile.num_warps,
-        shared_bytes=tile.shared_bytes,
-        registers=tile.registers,
     )

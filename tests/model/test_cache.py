@@ -7,7 +7,9 @@ import pytest
 
 from perfkit.model.cache import (
     LOST,
+    LOST_ALONE,
     RESIDENT,
+    RESIDENT_ALONE,
     Prediction,
     lost_share,
     missed_share,
@@ -28,6 +30,10 @@ def test_constants_are_shares_in_order() -> None:
     assert 0 < RESIDENT < LOST <= 1
 
 
+#: A size at which nothing stays until the next wave, and a wave still shares one pass.
+ONCE = round(0.545 * L2)
+
+
 def test_what_fits_is_read_once() -> None:
     # 8 blocks at a time are the blocks of one head of 4, and of a second: 2 x 10 kB are 2 % of 1 MB.
     found = passes(blocks=4, heads=16, head_bytes=10_000, resident=8)
@@ -40,24 +46,38 @@ def test_heads_in_flight_are_at_most_those_there_are() -> None:
 
 
 def test_one_pass_a_wave() -> None:
-    # 12 blocks of one head, 4 at a time: 3 waves, and each reads the head's 2 MB again.
-    found = passes(blocks=12, heads=1, head_bytes=2 * L2, resident=4)
+    # 12 blocks of one head, 4 at a time: 3 waves, and each reads the head's 0.52 MB again.
+    found = passes(blocks=12, heads=1, head_bytes=ONCE, resident=4)
     assert found == Prediction(
-        case="waves", passes=3.0, reason="1 head(s) in flight take 200% of L2: read once by each of 3 waves"
+        case="waves", passes=3.0, reason="1 head(s) in flight take 55% of L2: read once by each of 3 waves"
     )
 
 
+def test_beyond_l2_each_half_reads_for_itself() -> None:
+    # 12 blocks, 4 at a time: 3 waves, each of them reads the head twice.
+    found = passes(blocks=12, heads=1, head_bytes=2 * L2, resident=4)
+    assert found == Prediction(
+        case="waves", passes=6.0, reason="1 head(s) in flight take 200% of L2: read twice by each of 3 waves"
+    )
+    # Halfway from 0.55 to 1.0 of L2: half of the second reads.
+    found = passes(blocks=12, heads=1, head_bytes=round(0.775 * L2), resident=4)
+    assert found.passes == pytest.approx(4.5, rel=1e-4)
+    assert found.reason.endswith("read more than once by each of 3 waves")
+    # One block at a time has nobody to part from.
+    assert passes(blocks=7, heads=5, head_bytes=2 * L2, resident=1).passes == 7.0
+
+
 def test_a_last_wave_that_is_not_full_reads_as_much() -> None:
-    assert passes(blocks=13, heads=1, head_bytes=2 * L2, resident=4).passes == 4.0  # 4 + 4 + 4 + 1
+    assert passes(blocks=13, heads=1, head_bytes=ONCE, resident=4).passes == 4.0  # 4 + 4 + 4 + 1
 
 
 def test_a_head_that_two_waves_touch_is_read_twice() -> None:
     # 3 heads of 4 blocks, 6 at a time: wave 0 touches heads 0, 1; wave 1 heads 1, 2: 4 reads of 3 heads.
-    assert passes(blocks=4, heads=3, head_bytes=2 * L2, resident=6).passes == pytest.approx(4 / 3)
+    assert passes(blocks=4, heads=3, head_bytes=ONCE // 2, resident=6).passes == pytest.approx(4 / 3)
 
 
 def test_waves_of_whole_heads_read_each_head_once() -> None:
-    assert passes(blocks=4, heads=4, head_bytes=2 * L2, resident=8).passes == 1.0
+    assert passes(blocks=4, heads=4, head_bytes=ONCE // 2, resident=8).passes == 1.0
 
 
 def test_one_block_at_a_time_reads_all_of_it_each() -> None:
@@ -65,7 +85,7 @@ def test_one_block_at_a_time_reads_all_of_it_each() -> None:
 
 
 def test_between_the_cases_part_of_each_pass_is_lost() -> None:
-    middle = round((RESIDENT + LOST) / 2 * L2)
+    middle = round((RESIDENT_ALONE + LOST_ALONE) / 2 * L2)
     found = passes(blocks=12, heads=1, head_bytes=middle, resident=4)
     assert found.case == "partly"
     assert found.passes == pytest.approx(1 + 0.5 * (3 - 1), rel=1e-4)  # half of two re-reads
@@ -75,6 +95,8 @@ def test_lost_share() -> None:
     assert lost_share(round(RESIDENT * L2), L2) == pytest.approx(0, abs=1e-9)
     assert lost_share(round(LOST * L2), L2) == pytest.approx(1)
     assert lost_share(0, L2) == 0
+    assert lost_share(round(RESIDENT_ALONE * L2), L2, alone=True) == pytest.approx(0, abs=1e-9)
+    assert lost_share(round(LOST_ALONE * L2), L2, alone=True) == pytest.approx(1)
     assert lost_share(100 * L2, L2) == 1
 
 
@@ -108,10 +130,12 @@ def test_more_l2_never_means_more_passes(blocks: int, heads: int, head_bytes: in
 
 @pytest.mark.parametrize(("blocks", "heads", "head_bytes", "resident"), GRID)
 def test_passes_by_simulation(blocks: int, heads: int, head_bytes: int, resident: int) -> None:
-    """With no cache to speak of: walk the blocks in order and count the heads that each wave touches."""
+    """Where re-reads are lost: walk the blocks in order and count the heads that each wave touches."""
     order = [head for head in range(heads) for _ in range(blocks)]
     reads = sum(len(set(order[at : at + resident])) for at in range(0, len(order), resident))
-    assert passes(blocks, heads, head_bytes, resident, l2=1).passes == pytest.approx(reads / heads)
+    in_flight = min(heads, max(1, -(-resident // blocks)))
+    l2 = round(in_flight * head_bytes / 0.545)  # nothing stays, and a wave still shares a pass
+    assert passes(blocks, heads, head_bytes, resident, l2=l2).passes == pytest.approx(reads / heads)
 
 
 def resident(**changes: Any) -> int:
