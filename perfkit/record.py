@@ -14,7 +14,7 @@ from perfkit.errors import UsageError
 from perfkit.model.device import DeviceProfile
 from perfkit.model.units import UNITS, Hint
 from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import KernelUse
+from perfkit.ops.base import KernelUse, Ledger, Level
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +171,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One implementation on one workload."""
+    """One implementation on one workload.
+
+    `counted` is what executing it moved, by kernel and tensor. A `trial` is one of a series that shows
+    something together, such as the sweeps of the IO law, and nothing that was asked for by itself.
+    """
 
     impl: str
     workload: AttentionWorkload
@@ -181,6 +185,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing | None = None
     uses: tuple[KernelUse, ...] = ()
     kernels: tuple[KernelCounts, ...] = ()
+    counted: Ledger = ()
+    trial: bool = False
     clock_reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -188,6 +194,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         """The value of the number `tag`; None where it is absent."""
         found = self.numbers.get(tag)
         return None if found is None else found.value
+
+    def moved(self, level: Level, kind: Literal["", "_modelled", "_counted"] = "") -> float | None:
+        """Bytes at a level, read and written together, measured unless `kind` says otherwise."""
+        values = [self.value(f"{level.lower()}_{side}{kind}") for side in ("read", "write")]
+        return None if None in values else sum(value for value in values if value is not None)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=SCHEMA):

@@ -5,6 +5,7 @@ of a sweep on an H200 (`benchmarks/flash_tiles.py`), and some win in spite of a 
 others were chosen by what compiles without spills and were not timed.
 """
 
+import math
 from typing import NamedTuple
 
 Capability = tuple[int, int]
@@ -92,6 +93,9 @@ _FLASH1_SM_75 = {
     256: (Tile(16, 32, 4, 1), Tile(16, 16, 4, 1)),
 }
 
+# Warps of a square tile, by its side. More of them on 16 x 16 would repeat its matrix instructions.
+_SQUARE_WARPS = {16: 1, 32: 4, 64: 4, 128: 8}
+
 
 def capability_class(capability: Capability) -> str:
     """The row of the table for a device: the newest class that is not newer. ValueError below 7.5."""
@@ -136,6 +140,50 @@ def flash1_tiles(head_dim: int, capability: Capability) -> tuple[Tile, Tile]:
     raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
 
 
+def square_tile(side: int = 64) -> Tile:
+    """The tile of `side` x `side` elements, on any device. ValueError for sides other than 16, 32, 64, 128.
+
+    It compiles without spills from 8.0 on, and was not timed.
+    """
+    return Tile(side, side, square_warps(side), 3)
+
+
+def square_warps(side: int, _: int = 0) -> int:
+    """The warps of a tile of `side` x `side`. ValueError for sides other than 16, 32, 64, 128."""
+    if side not in _SQUARE_WARPS:
+        raise ValueError(f"a square tile has a side of 16, 32, 64 or 128, not {side}")
+    return _SQUARE_WARPS[side]
+
+
+def square_pitch(seq_k: int) -> int:
+    """Elements from one row of S to the next: whole sectors of 32 bytes, so loads of 16 for any N_k."""
+    return -(-seq_k // 16) * 16
+
+
+def square_slice(side: int, depth: int | None = None) -> int:
+    """Columns of an operand of a square tile that are on chip at a time, at most 64.
+
+    With `depth` the most that divides it, so that no slice is partly empty: depth is a multiple of 16.
+    """
+    return math.gcd(min(side, 64), depth or 64)
+
+
+def sparse1_tiles(head_dim: int, capability: Capability) -> tuple[Tile, Tile]:
+    """Those of `flash1_tiles`, but for 8.x, where the check of a mask makes the widest forward tile spill."""
+    forward, backward = flash1_tiles(head_dim, capability)
+    return (forward if capability >= (9, 0) else within(forward, 64)), backward
+
+
+def within(tile: Tile, block: int) -> Tile:
+    """The tile with sides of at most `block`, for kernels whose tiles cross no border of a mask's blocks.
+
+    A tile that has become smaller takes 4 warps: fewer rows than 16 a warp would be computed twice.
+    """
+    rows, columns = min(tile.block_m, block), min(tile.block_n, block)
+    warps = tile.num_warps if (rows, columns) == tile[:2] else 4
+    return tile._replace(block_m=rows, block_n=columns, num_warps=warps)
+
+
 def delta_tile(head_dim: int) -> Tile:
     """The tile of the D kernel: rows of O and dO; no K/V loop, so block_n is 0."""
     return Tile(64 if head_dim <= 128 else 32, 0, 4, 1)
@@ -158,13 +206,31 @@ def dq_shared_bytes(tile: Tile, head_dim: int) -> int:
 
 
 def flash1_shared_bytes(tile: Tile, head_dim: int) -> int:
-    """Modelled shared memory of FlashAttention-1's forward kernel: K, V and Q; 16-bit, without buffers."""
-    return 2 * _width(head_dim) * (tile.block_m + 2 * tile.block_n)
+    """Modelled shared memory of FlashAttention-1's forward kernel: K, V and Q in 16 bit, and O in 32 bit.
+
+    O passes through it from the layout that it is loaded in to that of the product.
+    """
+    return 2 * _width(head_dim) * (3 * tile.block_m + 2 * tile.block_n)
 
 
 def flash1_backward_shared_bytes(tile: Tile, head_dim: int) -> int:
-    """Modelled shared memory of FlashAttention-1's backward kernel: K, V, Q and dO."""
-    return 2 * _width(head_dim) * (2 * tile.block_m + 2 * tile.block_n)
+    """Modelled shared memory of FlashAttention-1's backward kernel: K, V, Q and dO, and dQ in 32 bit."""
+    return 2 * _width(head_dim) * (4 * tile.block_m + 2 * tile.block_n)
+
+
+def square_scores_shared_bytes(tile: Tile, _: int) -> int:
+    """Modelled shared memory of the S kernel in square tiles: num_stages slices of Q and of K; 16-bit."""
+    return 2 * tile.num_stages * square_slice(tile.block_m) * (tile.block_m + tile.block_n)
+
+
+def square_statistics_shared_bytes(tile: Tile, _: int) -> int:
+    """Modelled shared memory of the statistics kernel: a number a row, which warps exchange."""
+    return 4 * tile.block_m
+
+
+def square_output_shared_bytes(tile: Tile, head_dim: int) -> int:
+    """Modelled shared memory of the O kernel: num_stages slices of S and of V, and one of P; 16-bit."""
+    return square_scores_shared_bytes(tile, head_dim) + 2 * square_slice(tile.block_m) * tile.block_m
 
 
 def _row(head_dim: int, capability: Capability) -> _Row:

@@ -15,7 +15,7 @@ from perfkit.ops.base import Ledger, Moved, Uses
 STATISTIC_BYTES: Final = 4
 
 
-def _step(kernel: str, read: Mapping[str, int], written: Mapping[str, int]) -> Ledger:
+def step(kernel: str, read: Mapping[str, int], written: Mapping[str, int]) -> Ledger:
     """One entry per tensor of `kernel`, in the order of `read` and then `written`."""
     return tuple(
         Moved(
@@ -42,10 +42,10 @@ def _standard_forward(w: AttentionWorkload) -> Ledger:
     square, q, kv = w.scores_bytes, w.query_bytes, w.key_bytes
     mask = {"mask": square} if w.causal else {}
     return (
-        *_step("mask", {}, mask),
-        *_step("S = Q K^T", {"Q": q, "K": kv, **mask}, {"S": square}),
-        *_step("P = softmax(S)", {"S": square}, {"P": square}),
-        *_step("O = P V", {"P": square, "V": kv}, {"O": q}),
+        *step("mask", {}, mask),
+        *step("S = Q K^T", {"Q": q, "K": kv, **mask}, {"S": square}),
+        *step("P = softmax(S)", {"S": square}, {"P": square}),
+        *step("O = P V", {"P": square, "V": kv}, {"O": q}),
     )
 
 
@@ -57,14 +57,14 @@ def _standard_backward(w: AttentionWorkload) -> Ledger:
     """
     square, q, kv = w.scores_bytes, w.query_bytes, w.key_bytes
     return (
-        *_step("dV = P^T dO", {"P": square, "dO": q}, {"dV": kv}),
-        *_step("dP = dO V^T", {"dO": q, "V": kv}, {"dP": square}),
-        *_step("P o dP", {"P": square, "dP": square}, {"P o dP": square}),
-        *_step("dS", {"P o dP": square, "P": square}, {"dS": square}),
-        *_step("dQ = dS K", {"dS": square, "K": kv}, {"dQ": q}),
-        *_step("scale dQ", {"dQ": q}, {"dQ": q}),
-        *_step("dK = dS^T Q", {"dS": square, "Q": q}, {"dK": kv}),
-        *_step("scale dK", {"dK": kv}, {"dK": kv}),
+        *step("dV = P^T dO", {"P": square, "dO": q}, {"dV": kv}),
+        *step("dP = dO V^T", {"dO": q, "V": kv}, {"dP": square}),
+        *step("P o dP", {"P": square, "dP": square}, {"P o dP": square}),
+        *step("dS", {"P o dP": square, "P": square}, {"dS": square}),
+        *step("dQ = dS K", {"dS": square, "K": kv}, {"dQ": q}),
+        *step("scale dQ", {"dQ": q}, {"dQ": q}),
+        *step("dK = dS^T Q", {"dS": square, "Q": q}, {"dK": kv}),
+        *step("scale dK", {"dK": kv}, {"dK": kv}),
     )
 
 
@@ -76,7 +76,7 @@ def _standard_backward(w: AttentionWorkload) -> Ledger:
 def flash_forward_ledger(w: AttentionWorkload, keys: int) -> Ledger:
     """Q once, K and V for each block of queries that sees them; O and LSE (FA2 Algorithm 1)."""
     q, visited, statistic = w.query_bytes, _visited(w, keys), _statistic(w)
-    return _step("flash_forward", {"Q": q, "K": visited, "V": visited}, {"O": q, "LSE": statistic})
+    return step("flash_forward", {"Q": q, "K": visited, "V": visited}, {"O": q, "LSE": statistic})
 
 
 def flash_backward_ledger(w: AttentionWorkload, queries: int, keys: int) -> Ledger:
@@ -86,13 +86,13 @@ def flash_backward_ledger(w: AttentionWorkload, queries: int, keys: int) -> Ledg
     statistics = w.batch * w.heads * queries * STATISTIC_BYTES
     visited = _visited(w, keys)
     return (
-        *_step("flash_delta", {"O": q, "dO": q}, {"D": statistic}),
-        *_step(
+        *step("flash_delta", {"O": q, "dO": q}, {"D": statistic}),
+        *step(
             "flash_dkdv",
             {"Q": rows, "dO": rows, "LSE": statistics, "D": statistics, "K": kv, "V": kv},
             {"dK": kv, "dV": kv},
         ),
-        *_step(
+        *step(
             "flash_dq",
             {"Q": q, "dO": q, "LSE": statistic, "D": statistic, "K": visited, "V": visited},
             {"dQ": q},

@@ -20,6 +20,14 @@ _SHARED: Final[dict[str, Callable[[tiles.Tile, int], int]]] = {
     "flash_dq": tiles.dq_shared_bytes,
     "flash1_forward": tiles.flash1_shared_bytes,
     "flash1_backward": tiles.flash1_backward_shared_bytes,
+    "block_sparse_forward": tiles.forward_shared_bytes,
+    "block_sparse_dkdv": tiles.dkdv_shared_bytes,
+    "block_sparse_dq": tiles.dq_shared_bytes,
+    "sparse1_forward": tiles.flash1_shared_bytes,
+    "sparse1_backward": tiles.flash1_backward_shared_bytes,
+    "square_scores": tiles.square_scores_shared_bytes,
+    "square_statistics": tiles.square_statistics_shared_bytes,
+    "square_output": tiles.square_output_shared_bytes,
 }
 
 
@@ -42,20 +50,35 @@ def with_tiles(
     return msgspec.structs.replace(row, options={**row.options, **options}, plan=lambda *_: uses)
 
 
+def shared_bytes_of(use: KernelUse, head_dim: int) -> int | None:
+    """Shared memory in bytes that a kernel takes by the model; None for a kernel without one."""
+    model = _SHARED.get(use.kernel)
+    if model is None:
+        return None
+    return model(tiles.Tile(use.block_m, use.block_n, use.num_warps or 4, use.num_stages or 1), head_dim)
+
+
+def _warps(rows: int, columns: int) -> int:
+    """The warps of a tile that no table has."""
+    return 4 if rows * columns <= 64 * 128 and rows <= 64 else 8
+
+
 def chosen(
     plan: Callable[[AttentionWorkload, tuple[int, int]], Uses],
     needed: Callable[[AttentionWorkload], tuple[str, ...]],
+    warps: Callable[[int, int], int] = _warps,
 ) -> Retiling:
     """The retiling of an implementation whose `plan` is a table and whose target takes `tiles`, one a kernel.
 
-    `needed` names the kernels of a pass: the tiles of others stay as they are.
+    `needed` names the kernels of a pass: the tiles of others stay as they are. `warps` are those of a tile by
+    its sides.
     """
 
     def retiled(
         w: AttentionWorkload, device: DeviceProfile, block_m: int | None, block_n: int | None
     ) -> tuple[Mapping[str, Any], Uses]:
         uses = tuple(
-            _fitting(use, w.head_dim, device, block_m, block_n) if use.kernel in needed(w) else use
+            _fitting(use, w.head_dim, device, block_m, block_n, warps) if use.kernel in needed(w) else use
             for use in plan(w, table_capability(device))
         )
         sides = ("block_m", "block_n", "num_warps", "num_stages")
@@ -65,11 +88,16 @@ def chosen(
 
 
 def _fitting(
-    use: KernelUse, head_dim: int, device: DeviceProfile, block_m: int | None, block_n: int | None
+    use: KernelUse,
+    head_dim: int,
+    device: DeviceProfile,
+    block_m: int | None,
+    block_n: int | None,
+    warps_of: Callable[[int, int], int],
 ) -> KernelUse:
     """The tile with as many stages as fit, up to those of the table; UsageError where not even one does."""
     rows, columns = block_m or use.block_m, block_n or use.block_n
-    warps = 4 if rows * columns <= 64 * 128 and rows <= 64 else 8
+    warps = warps_of(rows, columns)
     limit, need = device.shared_bytes_per_block, 0
     for stages in range(use.num_stages or 1, 0, -1):
         need = _SHARED[use.kernel](tiles.Tile(rows, columns, warps, stages), head_dim)

@@ -6,14 +6,14 @@ import pytest
 
 from perfkit.errors import UsageError
 from perfkit.measure.counting import count as counting
-from perfkit.measure.counting.count import add_counted, count, count_all, differences
+from perfkit.measure.counting.count import count, count_all
+from perfkit.measure.counting.recorded import TAGS, numbers_of
 from perfkit.measure.counting.types import Atomics, Count, CountFailed, Request, Sampling, request
-from perfkit.measure.draft import Draft
 from perfkit.model.traffic import Traffic
 from perfkit.ops.attention import ATTENTION
+from perfkit.ops.attention_counted import differences
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, Moved
-from perfkit.record import BY_TAG, Quantity
 
 pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
@@ -242,18 +242,9 @@ def test_standard_backward_differs_by_the_softmax(causal: bool, counts: dict[Req
 # What a count is for, and what cannot be counted.
 
 
-@pytest.fixture
-def _tags(monkeypatch: pytest.MonkeyPatch) -> None:
-    for tag in counting.TAGS:
-        monkeypatch.setitem(BY_TAG, tag, Quantity(tag=tag, label=tag, hint="bytes", description=tag))
-
-
-@pytest.mark.usefixtures("_tags")
-def test_counted_numbers_go_into_a_run(counts: dict[Request, Count]) -> None:
-    w = _w(113, 203, causal=True, pass_="fwd")
-    draft = Draft(row=_row("flash"), workload=w)
-    add_counted(draft, counts[_request("flash", w)])
-    read, written = (draft.numbers[tag] for tag in counting.TAGS)
+def test_counted_numbers_of_a_run(counts: dict[Request, Count]) -> None:
+    found = numbers_of(counts[_request("flash", _w(113, 203, causal=True, pass_="fwd"))])
+    read, written = (found[tag] for tag in TAGS)
     # Blocks of 128 x 64: one block of queries, which sees all 203 keys. Q and O 113 rows of 128 bytes.
     assert read.value == 113 * 128 + 2 * 203 * 128
     assert written.value == 113 * 128 + 113 * 4
@@ -262,27 +253,20 @@ def test_counted_numbers_go_into_a_run(counts: dict[Request, Count]) -> None:
     assert "tiles of compute capability 9.0" in read.reason
 
 
-@pytest.mark.usefixtures("_tags")
 def test_passes_are_not_bytes_between_sms_and_l2(counts: dict[Request, Count]) -> None:
-    w = _standard(False, "fwd")
-    draft = Draft(row=_row("standard"), workload=w)
-    add_counted(draft, counts[_request("standard", w)])
-    for tag in counting.TAGS:
-        assert draft.numbers[tag].value is None
-        assert draft.numbers[tag].reason == (
+    for found in numbers_of(counts[_request("standard", _standard(False, "fwd"))]).values():
+        assert found.value is None
+        assert found.reason == (
             "passes of torch over tensors were counted, not what its kernels load and store"
         )
 
 
-@pytest.mark.usefixtures("_tags")
 def test_atomics_are_apart() -> None:
-    w = _w(16, 16)
     entry = Moved(kernel="k", tensor="Q", traffic=Traffic(read_bytes=8, write_bytes=2))
     atomics = (Atomics(kernel="k", tensor="dQ", operations=3, operand_bytes=12),)
-    draft = Draft(row=_row("flash"), workload=w)
-    add_counted(draft, Count(impl="flash", workload=w, moved=(entry,), atomics=atomics))
-    assert [draft.numbers[tag].value for tag in counting.TAGS] == [8, 2]
-    assert draft.numbers[counting.TAGS[0]].reason == "12 bytes of atomic operations apart"
+    found = numbers_of(Count(impl="flash", workload=_w(16, 16), moved=(entry,), atomics=atomics))
+    assert [found[tag].value for tag in TAGS] == [8, 2]
+    assert found[TAGS[0]].reason == "12 bytes of atomic operations apart"
 
 
 def test_differences_name_what_is_missing_on_either_side() -> None:

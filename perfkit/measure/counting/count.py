@@ -9,13 +9,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 import perfkit
 from perfkit.errors import UsageError
-from perfkit.measure.counting.names import KNOWN
 from perfkit.measure.counting.types import (
     DEFAULT_CAPABILITY,
     Count,
@@ -25,13 +23,9 @@ from perfkit.measure.counting.types import (
     Sampling,
     request,
 )
-from perfkit.measure.draft import Draft
-from perfkit.model.traffic import Traffic
+from perfkit.ops.attention_counted import differences as differences  # until all import it from there
 from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import Implementation, Ledger, Op, by_tensor, total
-
-TAGS: Final = ("l2_read_counted", "l2_write_counted")
-_NOTHING: Final = Traffic(read_bytes=0, write_bytes=0)
+from perfkit.ops.base import Implementation, Op
 
 
 def count(
@@ -94,48 +88,3 @@ def _environment() -> dict[str, str]:
     root = str(Path(perfkit.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-
-
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """One kernel and tensor whose counted bytes are not those of the ledger; zero where it has no entry.
-
-    `reason` says why a count on a CPU must differ there; None where nothing explains it.
-    """
-
-    kernel: str
-    tensor: str
-    counted: Traffic
-    expected: Traffic
-    reason: str | None = None
-
-
-def differences(counted: Ledger, expected: Ledger) -> tuple[Difference, ...]:
-    """Every entry in which two ledgers differ, in the order of `expected`; none if they are equal."""
-    left, right = by_tensor(counted), by_tensor(expected)
-    return tuple(
-        Difference(
-            kernel=key[0],
-            tensor=key[1],
-            counted=left.get(key, _NOTHING),
-            expected=right.get(key, _NOTHING),
-            reason=KNOWN.get(key),
-        )
-        for key in {**right, **left}
-        if left.get(key, _NOTHING) != right.get(key, _NOTHING)
-    )
-
-
-def add_counted(draft: Draft, counted: Count) -> None:
-    """Add the bytes between SMs and L2 as they were counted; absent where a part of them was not seen."""
-    if counted.passes:
-        draft.lack(TAGS, "passes of torch over tensors were counted, not what its kernels load and store")
-        return
-    traffic = total(counted.moved)
-    note = "; ".join(counted.notes + _atomics(counted)) or None
-    for tag, value in zip(TAGS, (traffic.read_bytes, traffic.write_bytes), strict=True):
-        draft.put(tag, value, "counted", note=note)
-
-
-def _atomics(counted: Count) -> tuple[str, ...]:
-    bytes_apart = sum(entry.operand_bytes for entry in counted.atomics)
-    return (f"{bytes_apart} bytes of atomic operations apart",) if bytes_apart else ()

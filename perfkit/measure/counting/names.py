@@ -16,12 +16,16 @@ TENSORS: Final = {
     "dv": "dV",
     "row_sum": "l",
     "row_max": "m",
+    "scores": "S",
 }
 
 #: The same for arguments that mean something else in each kernel.
 TENSORS_OF: Final = {
     ("flash1_forward", "partial"): "O in fp32",
     ("flash1_backward", "partial"): "dQ in fp32",
+    ("sparse1_forward", "partial"): "O in fp32",
+    ("sparse1_backward", "partial"): "dQ in fp32",
+    ("square_output", "scores"): "S again",
 }
 
 #: (operation of torch, tensors that it reads) -> (step, tensor that it writes).
@@ -38,6 +42,17 @@ STEPS: Final[dict[tuple[str, frozenset[str]], tuple[str, str]]] = {
     ("mul", frozenset({"dQ"})): ("scale dQ", "dQ"),
     ("bmm", frozenset({"dS", "Q"})): ("dK = dS^T Q", "dK"),
     ("mul", frozenset({"dK"})): ("scale dK", "dK"),
+    # gpt2. The lengths of the sequences come in without a name. One name is given to all that an operation
+    # writes, so that Z, which dropout writes beside P o Z, is P o Z too.
+    ("ge", frozenset({"index", "unnamed"})): ("padding mask", "mask"),
+    ("add_", frozenset({"S", "mask"})): ("S + mask", "S"),
+    ("native_dropout", frozenset({"P"})): ("P o Z", "P o Z"),
+    ("bmm", frozenset({"P o Z", "V"})): ("O = (P o Z) V", "O"),
+    ("bmm", frozenset({"P o Z", "dO"})): ("dV = (P o Z)^T dO", "dV"),
+    ("native_dropout_backward", frozenset({"dP", "P o Z"})): ("dP o Z", "dP o Z"),
+    ("_softmax_backward_data", frozenset({"dP o Z", "P"})): ("dS", "dS"),
+    ("baddbmm", frozenset({"dS", "K"})): ("dQ = dS K", "dQ"),
+    ("baddbmm", frozenset({"dS", "Q"})): ("dK = dS^T Q", "dK"),
 }
 
 
@@ -50,18 +65,3 @@ def step_of(operation: str, reads: frozenset[str]) -> tuple[str, str]:
     """(step, name of what it writes) of an operation of torch; where no step is it, its name for both."""
     named = "index" if operation == "arange" else f"aten::{operation}"
     return STEPS.get((operation, reads), (f"aten::{operation}", named))
-
-
-_FUSED: Final = "torch multiplies P and dP in a kernel of its own on a GPU, and in that of dS on a CPU"
-_INDEX: Final = "the two index vectors that the mask is made from are not in the ledger"
-
-#: (step, tensor) in which a count on a CPU differs from the ledger -> why.
-KNOWN: Final = {
-    ("P o dP", "P"): _FUSED,
-    ("P o dP", "dP"): _FUSED,
-    ("P o dP", "P o dP"): _FUSED,
-    ("dS", "P o dP"): _FUSED,
-    ("dS", "dP"): _FUSED,
-    ("aten::arange", "index"): _INDEX,
-    ("mask", "index"): _INDEX,
-}

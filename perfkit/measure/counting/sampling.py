@@ -11,21 +11,39 @@ from perfkit.measure.counting.types import Sampling
 class Axis(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel whose program p works on tile p mod T of T = ceil(length / block); other digits are heads.
 
-    `length` and `block` name arguments. Under a causal mask (argument CAUSAL) a `masked` kernel visits
-    another number of tiles in each tile row, so that none are alike but those of other heads.
+    `length` and `block` name arguments. Under a mask a `masked` kernel visits another number of tiles in each
+    tile row, so that none are alike but those of other heads: where its argument CAUSAL says so, or it has
+    none. Where the tiles are those of a matrix, this axis is that of its columns, and the next digit belongs
+    to the axis of its `rows`.
     """
 
     length: str
     block: str
-    masked: bool
+    masked: bool = False
+    rows: "Axis | None" = None
+
+    def parts(self, arguments: Mapping[str, Any]) -> list[range]:
+        """The whole tiles and the partial one, without those that there are not."""
+        length, block = int(arguments[self.length]), int(arguments[self.block])
+        whole = length // block
+        return [part for part in (range(whole), range(whole, -(-length // block))) if part]
+
+
+_QUERIES: Final = Axis(length="seq_q", block="BLOCK_M")
 
 
 #: Kernels whose classes of programs are known. All programs of any other kernel run.
 AXES: Final = {
     "flash_forward": Axis(length="seq_q", block="BLOCK_M", masked=True),
-    "flash_delta": Axis(length="seq_q", block="BLOCK_M", masked=False),
+    "flash_delta": _QUERIES,
     "flash_dkdv": Axis(length="seq_k", block="BLOCK_N", masked=True),
     "flash_dq": Axis(length="seq_q", block="BLOCK_M", masked=True),
+    "block_sparse_forward": Axis(length="seq", block="BLOCK_M", masked=True),
+    "block_sparse_dkdv": Axis(length="seq", block="BLOCK_N", masked=True),
+    "block_sparse_dq": Axis(length="seq", block="BLOCK_M", masked=True),
+    "square_scores": Axis(length="seq_k", block="BLOCK_N", rows=_QUERIES),
+    "square_statistics": _QUERIES,
+    "square_output": Axis(length="HEAD_DIM", block="BLOCK_N", rows=_QUERIES),
 }
 
 
@@ -54,18 +72,28 @@ def schedule(kernel: str, arguments: Mapping[str, Any], programs: int, sampling:
         return Schedule()
     if axis is None:
         return Schedule(rule="all programs: which of them are alike is not known")
-    length, block = int(arguments[axis.length]), int(arguments[axis.block])
-    tiles = -(-length // block)
+    columns, rows = axis.parts(arguments), axis.rows.parts(arguments) if axis.rows else [range(1)]
+    width = columns[-1].stop
+    tiles = rows[-1].stop * width
     if programs % tiles:
         return Schedule(rule="all programs: they are not tiles of heads")
-    if axis.masked and arguments.get("CAUSAL"):
+    if axis.masked and arguments.get("CAUSAL", True):
         return _of_classes([range(tile, programs, tiles) for tile in range(tiles)], "one of each tile row")
-    whole = length // block
-    classes = [[p for p in range(programs) if p % tiles < whole], list(range(whole, programs, tiles))]
-    return _of_classes(
-        [members for members in (classes if whole < tiles else classes[:1]) if members],
-        "one whole tile and the partial one" if 0 < whole < tiles else "one tile",
-    )
+    heads = range(0, programs, tiles)
+    classes = [
+        [head + row * width + column for head in heads for row in some_rows for column in some_columns]
+        for some_rows in rows
+        for some_columns in columns
+    ]
+    return _of_classes(classes, _RULES[len(classes)])
+
+
+#: Classes of tiles -> the rule.
+_RULES: Final = {
+    1: "one tile",
+    2: "one whole tile and the partial one",
+    4: "one whole tile and three kinds of partial ones",
+}
 
 
 def _of_classes(classes: list[Any], rule: str) -> Schedule:
