@@ -1,127 +1,146 @@
-"""What `perfkit io` prints: the ledger, counted beside modelled, the fitted law, and the lower bounds."""
+"""What `perfkit io` prints: the ledger, counted beside modelled, each level, M, the bounds, and the law."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from perfkit.analysis.io_model import Deviation, Held, Subject
-from perfkit.analysis.law import LAWS, FittedLaw, fit_all
+from perfkit.analysis.held import held
+from perfkit.analysis.io_model import Subject, subjects
+from perfkit.analysis.law import laws
+from perfkit.analysis.onchip import on_chip
+from perfkit.analysis.regimes import regimes
+from perfkit.analysis.study import Study
 from perfkit.model.traffic import Traffic
-from perfkit.model.units import short_count, show, significant
+from perfkit.model.units import show, significant
+from perfkit.ops.attention_counted import Difference
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import by_tensor
+from perfkit.record import Run
+from perfkit.reports import levels
 from perfkit.reports.grid import Column, Row, grid
-from perfkit.reports.places import common
+from perfkit.reports.law import law_parts
+from perfkit.reports.onchip import memory_table
+from perfkit.reports.places import common, place
+from perfkit.reports.regimes import regimes_table
+
+#: Up to so many workloads have their ledgers shown tensor by tensor.
+LEDGERS = 2
 
 
-def render(
-    op: str,
-    w: AttentionWorkload,
-    subjects: Sequence[Subject],
-    counts: Mapping[str, Held],
-    swept: bool,
-    width: int = 80,
-) -> RenderableType:
-    """The whole output; `counts` by implementation where the kernels were executed."""
-    parts: list[RenderableType] = [Text(op, "bold"), Text(common([w])), Text()]
-    parts += [_title("Ledger", "bytes of each kernel and tensor"), ledgers(subjects, counts, width)]
-    parts += [_note(text) for text in _remarks(subjects, counts)]
-    near = [subject for subject in subjects if subject.distance is not None]
-    if near:
+def render(study: Study, width: int = 80) -> RenderableType:
+    """The whole output: what was asked for by itself, the trials as their law."""
+    record = study.record
+    plain = [run for run in record.runs if not run.trial]
+    asked = list(dict.fromkeys(run.workload for run in plain))
+    found = [one for one in subjects(record) if any(one.run is run for run in plain)]
+    parts: list[RenderableType] = [_title(f"{record.op} on {record.device.model}", ""), Text(common(asked))]
+    parts += provenance(study)
+    if len(asked) <= LEDGERS:
+        for w in asked:
+            of_workload = [one for one in found if one.run.workload == w]
+            where = place(w, asked)
+            parts += [Text(), _title("Ledger", f"bytes of each kernel and tensor{where and f', {where}'}")]
+            parts += [ledgers(record.op, of_workload, width)]
+    parts += [_note(text) for text in dict.fromkeys(_remarks(study, found, plain))]
+    if levels.worth_showing(found):
+        parts += [Text(), _title("Levels", "bytes by the model, counted and measured")]
+        parts += [levels.table(found, width)]
+    near = [one for one in found if one.distance is not None]
+    if near and len(asked) == 1:
         parts += [Text(), _title("Lower bounds", "elements a head"), lower_bounds(near, width)]
-    if swept:
-        fits = [one for subject in subjects for one in fit_all(subject.row)]
-        parts += [Text(), _title("The law", "bytes against N, d and M"), laws(fits, width)]
+    parts += _two_regimes(found, asked, width)
+    memory = on_chip(record)
+    if memory:
+        parts += [Text(), _title("On-chip memory", "M by the law, and what a thread block holds")]
+        parts += [memory_table(memory, width)]
+    parts += law_parts(laws(record), width)
     return Group(*parts)
+
+
+def _two_regimes(
+    found: Sequence[Subject], asked: Sequence[AttentionWorkload], width: int
+) -> Iterator[RenderableType]:
+    """Where the square-tiled algorithm is looked at, on a workload that has both regimes."""
+    w = asked[0]
+    wanted = any(one.run.impl == "square" for one in found) and len(asked) == 1
+    if wanted and w.seq_q == w.seq_k >= w.head_dim:
+        yield Text()
+        yield _title("Two regimes", "elements a head that either algorithm moves, by fast memory M")
+        yield regimes_table(regimes(w.seq_q, w.head_dim), width)
+
+
+def provenance(study: Study) -> Iterator[RenderableType]:
+    """That nothing was measured, where nothing was."""
+    if study.record.backend == "model":
+        yield Text("MODELLED: no number here was measured", "bold yellow")
+    elif study.record.backend == "fake":
+        yield Text("FAKE: no number here was measured", "bold yellow")
 
 
 def _note(text: str) -> RenderableType:
     return Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False)
 
 
-def _remarks(subjects: Sequence[Subject], counts: Mapping[str, Held]) -> Iterator[str]:
-    """The tiles, how the counts were made, and why some differ; what is true of several is said once."""
-    for subject in subjects:
-        if subject.uses:
-            tiles = ", ".join(f"{use.kernel} {use.block_m}x{use.block_n}" for use in subject.uses)
-            yield f"{subject.row.name}: tiles {tiles}"
-    yield from dict.fromkeys(note for held in counts.values() for note in held.notes)
-    reasons = ((d, name) for name, held in counts.items() for d in held.deviations if d.reason)
-    yield from dict.fromkeys(f"{name}, {d.kernel}: {d.reason}" for d, name in reasons)
+def _remarks(study: Study, found: Sequence[Subject], plain: Sequence[Run]) -> Iterator[str]:
+    """The tiles, what failed, how counts were made, and why some differ."""
+    for one in found:
+        needed = one.row.io.tiled(one.run.workload) if one.row.io else ()
+        uses = [use for use in one.run.uses if use.kernel in needed]
+        if uses:
+            tiles = ", ".join(f"{use.kernel} {use.block_m}x{use.block_n}" for use in uses)
+            yield f"{one.run.impl}: tiles {tiles}"
+    for run in study.record.runs:
+        if run.status not in ("measured", "modelled"):
+            yield f"{run.impl}: {run.status}, {run.reason}"
+    yield from (note for run in plain for note in run.notes)
+    for run in plain:
+        differing = held(study.record.op, run) or ()
+        yield from (f"{run.impl}, {found.kernel}: {found.reason}" for found in differing if found.reason)
+    yield from study.record.notes
 
 
 def _title(name: str, what: str) -> Text:
-    return Text.assemble((name, "bold"), (f"  {what}", "dim"))
+    return Text.assemble((name, "bold"), (f"  {what}" if what else "", "dim"))
 
 
-def ledgers(subjects: Sequence[Subject], counts: Mapping[str, Held], width: int) -> RenderableType:
+def ledgers(op: str, found: Sequence[Subject], width: int) -> RenderableType:
     """Bytes of each kernel and tensor by the closed form, and whether executing the kernels gave the same."""
     right = ("read", "written")
-    names = ("impl", "kernel", "tensor", "level", *right, *(("counted",) if counts else ()))
+    counted = any(one.run.counted for one in found)
+    names = ("impl", "kernel", "tensor", "level", *right, *(("counted",) if counted else ()))
     columns = tuple(
         Column(name=name, justify="right" if name in right else "left", wide=name == "counted")
         for name in names
     )
-    return grid(columns, [row for one in subjects for row in _rows(one, counts.get(one.row.name))], width)
+    return grid(columns, [row for one in found for row in _rows(op, one, counted)], width)
 
 
-def _rows(subject: Subject, held: Held | None) -> Iterator[Row]:
-    modelled = by_tensor(subject.ledger)
-    differing = {(d.kernel, d.tensor): d for d in held.deviations} if held else {}
-    name, last = subject.row.name, ""
+def _rows(op: str, subject: Subject, counted: bool) -> Iterator[Row]:
+    modelled, deviations = by_tensor(subject.ledger), held(op, subject.run)
+    differing = {(d.kernel, d.tensor): d for d in deviations or ()}
+    name, last = subject.run.impl, ""
     for key in {**modelled, **differing}:
         moved = modelled.get(key, Traffic(read_bytes=0, write_bytes=0))
         cells = [name, key[0] if key[0] != last else "", key[1], subject.level if name else ""]
         cells += [show(moved.read_bytes, "bytes"), show(moved.write_bytes, "bytes")]
-        if held is not None:
-            cells.append(deviation_text(moved, differing[key]) if key in differing else "equal")
+        if counted:
+            found = differing.get(key)
+            cells.append("not counted" if deviations is None else deviation_text(found) if found else "equal")
         yield Row(cells=tuple(cells))
         name, last = "", key[0]
 
 
-def deviation_text(modelled: Traffic, found: Deviation) -> str:
+def deviation_text(found: Difference) -> str:
     """By how many bytes a count differs, and whether that is explained."""
-    read = found.counted.read_bytes - modelled.read_bytes
-    written = found.counted.write_bytes - modelled.write_bytes
+    read = found.counted.read_bytes - found.expected.read_bytes
+    written = found.counted.write_bytes - found.expected.write_bytes
     sides = [f"{name} {off:+,} B" for name, off in (("read", read), ("written", written)) if off]
     return f"{'explained' if found.reason else 'DIFFERS'}: {', '.join(sides)}"
 
 
-def laws(found: Sequence[FittedLaw], width: int) -> RenderableType:
-    """Exponent with its interval, and constant, of every sweep beside the law's."""
-    names = ("impl", "varied", "range", "exponent", "law", "constant", "literal", "verdict")
-    right = ("exponent", "law", "constant", "literal")
-    columns = tuple(Column(name=name, justify="right" if name in right else "left") for name in names)
-    rows, last = [], ""
-    for one in found:
-        impl, law = one.sweep.impl, LAWS[one.sweep.impl]
-        cells = (
-            "" if impl == last else impl, one.sweep.variable, _range(one), _exponent(one), f"{one.law:g}",
-            significant(one.constant, 4), f"{law.constant:g}", one.verdict.status,
-        )  # fmt: skip
-        rows.append(Row(cells=cells))
-        last = impl
-    sources = dict.fromkeys(f"{one.sweep.impl}: {LAWS[one.sweep.impl].source}" for one in found)
-    note = "modelled bytes of matrices; else N is 64k and d 64, and where d varies on-chip bytes do not"
-    return Group(grid(columns, rows, width), *(_note(line) for line in (note, *sources)))
-
-
-def _range(one: FittedLaw) -> str:
-    if one.sweep.variable == "M" and LAWS[one.sweep.impl].tile is None:
-        return "no tile"
-    return " to ".join(short_count(int(one.sweep.trials[at].x)) for at in (0, -1))
-
-
-def _exponent(one: FittedLaw) -> str:
-    fit = one.fit
-    if fit.low is None or fit.high is None:
-        return f"{fit.exponent:.4f}"
-    return f"{fit.exponent:.4f} ±{(fit.high - fit.low) / 2:.4f}"
-
-
-def lower_bounds(subjects: Sequence[Subject], width: int) -> RenderableType:
+def lower_bounds(found: Sequence[Subject], width: int) -> RenderableType:
     """What is moved beside what nothing can go below, for the M of each implementation's tile."""
     columns = (
         Column(name="impl", justify="left"), Column(name="M"), Column(name="moved"),
@@ -129,13 +148,13 @@ def lower_bounds(subjects: Sequence[Subject], width: int) -> RenderableType:
         Column(name="regime", justify="left"), Column(name="over least"),
     )  # fmt: skip
     rows = []
-    for subject in subjects:
-        found = subject.distance
-        if found is not None:
-            least = found.bounds
-            numbers = (found.moved, least.compulsory, least.flash, least.square)
+    for subject in found:
+        near = subject.distance
+        if near is not None:
+            least = near.bounds
+            numbers = (near.moved, least.compulsory, least.flash, least.square)
             shown = (f"{number:.3g}" for number in numbers)
-            over = f"{significant(found.moved / least.least)}x"
-            rows.append(Row(cells=(subject.row.name, f"{found.memory:,.0f}", *shown, least.regime, over)))
+            over = f"{significant(near.moved / least.least)}x"
+            rows.append(Row(cells=(subject.run.impl, f"{near.memory:,.0f}", *shown, least.regime, over)))
     note = "bounds without constants: FA1 Proposition 3; Saha and Ye, arXiv 2402.07443, Theorem 3.1"
     return Group(grid(columns, rows, width), _note(note))

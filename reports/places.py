@@ -10,7 +10,8 @@ PASS_WORDS: Final = {"fwd": "forward", "bwd": "backward", "fwd-bwd": "forward + 
 
 
 def _heads(w: AttentionWorkload) -> str:
-    return f"{w.heads} heads" if w.heads == w.kv_heads else f"{w.heads} heads over {w.kv_heads} K/V heads"
+    heads = "1 head" if w.heads == 1 else f"{w.heads} heads"
+    return heads if w.heads == w.kv_heads else f"{heads} over {w.kv_heads} K/V heads"
 
 
 def _length(w: AttentionWorkload) -> str:

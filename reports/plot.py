@@ -17,7 +17,7 @@ DOT: Final = "."
 
 def letters(study: Study) -> dict[str, str]:
     """Implementation -> its letter: upper case at DRAM, lower case at SM<->L2."""
-    names = [placement.run.impl for placement in drawn(study)]
+    names = dict.fromkeys(placement.run.impl for placement in drawn(study))
     return dict(zip(names, string.ascii_uppercase, strict=False))
 
 

@@ -89,10 +89,10 @@ def _picture(study: Study, picture: Picture, width: int) -> Text | None:
     xs, ys = [math.log10(x) for x, _ in points], [math.log10(y) for _, y in points]
     margin = (max(xs) - min(xs)) / 16
     window = (min(xs) - margin, max(xs) + margin, min(ys) - 0.15, max(ys) + 0.15)
-    return _styled(_draw(picture, letters(study), window, width, sorted({x for x, _ in points})))
+    return styled(draw(picture, letters(study), window, width, sorted({x for x, _ in points})))
 
 
-def _draw(
+def draw(
     picture: Picture,
     names: Mapping[str, str],
     window: tuple[float, float, float, float],
@@ -181,7 +181,7 @@ def _rulers(
     y.ticks([math.log10(value) for value in ticks], [label(value) for value in ticks])
 
 
-def _styled(plot: str) -> Text:
+def styled(plot: str) -> Text:
     """Dim the lines; the letters say everything without colour."""
     text = Text(no_wrap=True, end="")
     for line in plot.rstrip("\n").split("\n"):

@@ -1,4 +1,4 @@
-"""The report in the terminal: workload, roofline, table, IO check, where the time went, provenance."""
+"""The report in the terminal: workload, roofline, table, IO check, where the time went, law, provenance."""
 
 from collections.abc import Iterator
 
@@ -6,38 +6,56 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from perfkit.analysis.comparison import workloads
+from perfkit.analysis.figure2 import figure2
+from perfkit.analysis.law import laws
 from perfkit.analysis.study import Finding, Study
 from perfkit.model.units import show
 from perfkit.reports import plot, tables
-from perfkit.reports.places import common
+from perfkit.reports.figure2 import figure_parts
+from perfkit.reports.law import law_parts
+from perfkit.reports.law_words import trial_words
+from perfkit.reports.places import common, place, places
+from perfkit.reports.studies import of_workload, parted
 
 
 def render(study: Study, width: int = 80) -> RenderableType:
-    """The whole report for a terminal of `width` columns."""
-    parts: list[RenderableType] = [_header(study)]
+    """The whole report for a terminal of `width` columns: each workload by itself, sweeps as their law."""
+    asked, swept = parted(study)
+    among = workloads(asked)
+    parts: list[RenderableType] = [_header(asked)]
+    for w in among or (None,):
+        if len(among) > 1 and w is not None:
+            parts += [Text(), Text(f"At {place(w, among)}", "bold underline")]
+        parts += _of_workload(asked if w is None else of_workload(asked, w), width)
+    words = tuple(trial_words(swept))
+    if words:
+        parts += [Text(), _title("Series", "runs that show something together"), *map(_line, words)]
+    parts += law_parts(laws(study.record), width)
+    figure = figure2(study.record)
+    parts += figure_parts(figure, width) if figure is not None else ()
+    parts += [Text(), *_notes(asked, swept)]
+    return Group(*parts)
+
+
+def _of_workload(study: Study, width: int) -> Iterator[RenderableType]:
+    """Picture and tables of runs that can be told apart by their implementations."""
     picture = plot.roofline(study, width)
     if picture is not None:
-        parts += [Text(), _title("Roofline", "FLOP/s over FLOP/byte"), picture, _legend(study)]
-    parts += [Text(), tables.results(study)]
-    parts += _failures(study)
+        yield from (Text(), _title("Roofline", "FLOP/s over FLOP/byte"), picture, _legend(study))
+    yield from (Text(), tables.results(study))
+    yield from _failures(study)
     if any(finding.verdicts for finding in study.findings):
-        parts += [Text(), _title("IO check", "traffic against the model"), tables.verdicts(study)]
+        yield from (Text(), _title("IO check", "traffic against the model"), tables.verdicts(study))
     if any(finding.placement.achieved for finding in study.findings):
-        parts += [
-            Text(),
-            _title("Ceilings", "what each allows at this intensity, and the share of it achieved"),
-        ]
-        parts += [tables.ceilings(study)]
+        what = "what each allows at this intensity, and the share of it achieved"
+        yield from (Text(), _title("Ceilings", what), tables.ceilings(study))
     if any(finding.losses for finding in study.findings):
-        parts += [Text(), _title("Where the time went", "parts of each measured time"), tables.losses(study)]
+        yield from (Text(), _title("Where the time went", "parts of each measured time"))
+        yield tables.losses(study)
     if any(finding.placement.time_s for finding in study.findings):
-        parts += [
-            Text(),
-            _title("Run conditions", "clock of the samples; the rest back to back"),
-            tables.conditions(study),
-        ]
-    parts += [Text(), *_notes(study)]
-    return Group(*parts)
+        yield from (Text(), _title("Run conditions", "clock of the samples; the rest back to back"))
+        yield tables.conditions(study)
 
 
 def _title(text: str, rest: str = "") -> Text:
@@ -48,7 +66,9 @@ def _header(study: Study) -> Text:
     record = study.record
     device = record.device
     text = _title(f"{record.op} on {device.model}")
-    text.append(f"\n{common([record.runs[0].workload])}" if record.runs else "")
+    among = workloads(study)
+    text.append(f"\n{common(among)}" if among else "")
+    text.append(f"\nat {places(place(w, among) for w in among)}" if len(among) > 1 else "")
     if record.backend == "model":
         text.append("\nMODELLED: no number here was measured", "bold yellow")
     elif record.backend == "fake":
@@ -99,8 +119,8 @@ def _failures(study: Study) -> list[RenderableType]:
     return [Padding(line, (0, 0, 0, 2), expand=False) for line in lines]
 
 
-def _notes(study: Study) -> Iterator[RenderableType]:
-    record = study.record
+def _notes(study: Study, swept: Study) -> Iterator[RenderableType]:
+    record, among = study.record, workloads(study)
     modelled = any(point.provenance != "measured" for f in study.findings for point in f.placement.points)
     if modelled:
         yield _note("* modelled, not measured")
@@ -111,8 +131,12 @@ def _notes(study: Study) -> Iterator[RenderableType]:
         yield _note(note)
     for finding in study.findings:
         run = finding.placement.run
+        where = place(run.workload, among)
         for text in dict.fromkeys((*run.notes, *_reasons(finding))):
-            yield _note(f"{run.impl}: {text}")
+            yield _note(f"{run.impl}{f' at {where}' if where else ''}: {text}")
+    runs = [finding.placement.run for finding in swept.findings]
+    said = dict.fromkeys(f"{run.impl}, in a series: {note}" for run in runs for note in run.notes)
+    yield from map(_note, said)
 
 
 def _reasons(finding: Finding) -> Iterator[str]:
@@ -135,4 +159,8 @@ def _reasons(finding: Finding) -> Iterator[str]:
 
 
 def _note(text: str) -> RenderableType:
-    return Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False)
+    return _line(text, "dim")
+
+
+def _line(text: str, style: str = "") -> RenderableType:
+    return Padding(Text(text, style), (0, 0, 0, 2), expand=False)

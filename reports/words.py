@@ -26,7 +26,7 @@ def verdict_words(study: Study) -> tuple[str, ...]:
     """
     if not study.findings:
         return (f"There is no run in this record of {study.record.op} on {study.record.device.model}.",)
-    return (*_subject(study), *fastest_words(study), *_io(study), *_invalid(study), *_failures(study))
+    return (*_subject(study), *fastest_words(study), *io_check(study), *invalid(study), *failures(study))
 
 
 def comparison_words(comparison: Comparison) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ def _were(names: Sequence[str]) -> str:
     return "was" if len(names) == 1 else "were"
 
 
-def _io(study: Study) -> Iterator[str]:
+def io_check(study: Study) -> Iterator[str]:
     judged = [(f, v) for f in study.findings for v in f.verdicts]
     counts = {
         word: sum(verdict.status == status for _, verdict in judged)
@@ -95,7 +95,7 @@ def _at(workload: AttentionWorkload, among: Sequence[AttentionWorkload]) -> str:
     return f" at {where}" if where else ""
 
 
-def _invalid(study: Study) -> Iterator[str]:
+def invalid(study: Study) -> Iterator[str]:
     among = workloads(study)
     for finding in study.findings:
         placement = finding.placement
@@ -103,7 +103,7 @@ def _invalid(study: Study) -> Iterator[str]:
             yield f"INVALID: {placement.run.impl}{_at(placement.run.workload, among)} is {placement.invalid}."
 
 
-def _failures(study: Study) -> Iterator[str]:
+def failures(study: Study) -> Iterator[str]:
     """Runs without a result, those that ended alike in one sentence."""
     among = workloads(study)
     ends: dict[tuple[str, str, str], list[str]] = {}

@@ -62,7 +62,7 @@ def options(command):
     return [name for one in found for name in (*one.opts, *one.secondary_opts) if name.startswith("--")]
 
 
-WITH_OPTIONS = ("roofline", "compare", "show", "report", "gate", "io")
+WITH_OPTIONS = ("roofline", "compare", "show", "report", "gate", "io", "reproduce")
 
 
 @pytest.mark.parametrize("command", [*WITH_OPTIONS, "devices", "doctor"])

@@ -1,18 +1,13 @@
-"""What the mathematics says of one workload: every implementation's ledger, its tiles, and its distance from
-the lower bounds."""
-
-from collections.abc import Sequence
+"""What the mathematics says of the runs of a record: each one's ledger, and its distance from the lower
+bounds."""
 
 import msgspec
 
 from perfkit.analysis.bounds import Bounds, bounds
-from perfkit.analysis.law import LAWS, matrix_bytes
-from perfkit.errors import UsageError
-from perfkit.model.device import DeviceProfile
-from perfkit.model.traffic import Traffic
-from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import Implementation, Ledger, Uses
-from perfkit.ops.plan import planned
+from perfkit.analysis.law import LAWS, matrix_bytes, memory_of
+from perfkit.ops import find_op
+from perfkit.ops.base import Implementation, Ledger
+from perfkit.record import Record, Run
 
 
 class Distance(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,36 +21,11 @@ class Distance(msgspec.Struct, frozen=True, kw_only=True):
     bounds: Bounds
 
 
-class Deviation(msgspec.Struct, frozen=True, kw_only=True):
-    """What was counted of one kernel and tensor where it is not what the ledger says.
-
-    `reason` says why it must differ on a CPU; None where nothing explains it.
-    """
-
-    kernel: str
-    tensor: str
-    counted: Traffic
-    reason: str | None
-
-
-class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """A count held against the ledger: where they differ (nowhere, if they are equal), and how it was run."""
-
-    deviations: tuple[Deviation, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def explained(self) -> bool:
-        """Whether every difference has a reason; true for none."""
-        return all(one.reason is not None for one in self.deviations)
-
-
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """One implementation on one workload, with the tiles that it would run and its ledger."""
+    """One run with the row of its implementation and its ledger."""
 
+    run: Run
     row: Implementation
-    workload: AttentionWorkload
-    uses: Uses
     ledger: Ledger
 
     @property
@@ -65,26 +35,25 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def distance(self) -> Distance | None:
-        """Of a forward pass without a mask, for what has a tile and a law; None for all else."""
-        w, law = self.workload, LAWS.get(self.row.name)
-        if law is None or law.tile is None or w.causal or w.pass_ != "fwd":
+        """Of a forward pass over all pairs, for what has a tile and a law; None for all else."""
+        w = self.run.workload
+        if w.causal or w.features or w.pass_ != "fwd" or not self.run.uses:
             return None
-        memory = float(law.resident * getattr(self.uses[0], law.tile) * w.head_dim)
-        moved = matrix_bytes(self.ledger) / w.element_bytes / (w.batch * w.heads)
-        return Distance(memory=memory, moved=moved, bounds=bounds(w, memory))
+        memory = memory_of(self.run.impl, self.run.uses[0], w.head_dim)
+        if memory is None:
+            return None
+        moved = matrix_bytes(self.ledger, LAWS[self.run.impl].aside) / w.element_bytes
+        return Distance(
+            memory=float(memory), moved=moved / (w.batch * w.heads), bounds=bounds(w, float(memory))
+        )
 
 
-def subjects(
-    rows: Sequence[Implementation], w: AttentionWorkload, profile: DeviceProfile
-) -> tuple[Subject, ...]:
-    """Every one of `rows` on `w`, with the tiles of `profile`; UsageError for one without an IO model."""
+def subjects(record: Record) -> tuple[Subject, ...]:
+    """The runs of which something is modelled, in the order of the record."""
+    op = find_op(record.op)
     found = []
-    for row in rows:
-        if row.io is None:
-            raise UsageError(f"{row.name} has no IO model: its tiles are not known", "name another one")
-        if reason := row.refusal(w):
-            raise UsageError(f"{row.name} cannot serve it: {reason}")
-        needed = row.io.tiled(w)
-        uses = tuple(use for use in planned(row, w, profile) if use.kernel in needed)
-        found.append(Subject(row=row, workload=w, uses=uses, ledger=row.io.ledger(w, uses)))
+    for run in record.runs:
+        row = op.implementation(run.impl)
+        if row is not None and row.io is not None and run.numbers:
+            found.append(Subject(run=run, row=row, ledger=row.io.ledger(run.workload, run.uses)))
     return tuple(found)

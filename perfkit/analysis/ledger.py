@@ -1,12 +1,14 @@
-"""The byte ledger of a run: bytes by kernel and tensor from the IO model, and by kernel from the counters."""
+"""The byte ledger of a run: bytes by kernel and tensor from the IO model and as executing the kernels counted
+them, and by kernel from the counters."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
+from perfkit.model.traffic import Traffic
 from perfkit.ops import find_op
-from perfkit.ops.base import IOModel, Ledger, Level, total
+from perfkit.ops.base import IOModel, Ledger, Level, by_tensor, total
 from perfkit.record import KernelCounts, Run
 
 #: The line that holds all kernels where libraries choose them, so that none is a step of the model.
@@ -25,7 +27,8 @@ class LedgerLine(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of one tensor in one kernel or step; of the whole kernel where `tensor` is None.
 
     None where it is not known: counters do not tell tensors apart, and the model does not know the kernels of
-    libraries. DRAM bytes of single kernels are raw; those of all kernels are the run's own.
+    libraries. DRAM bytes of single kernels are raw; those of all kernels are the run's own. Measured is what
+    hardware counters read; counted is what executing the kernels on a CPU moved.
     """
 
     kernel: str
@@ -33,6 +36,8 @@ class LedgerLine(msgspec.Struct, frozen=True, kw_only=True):
     level: Level
     read_modelled: float | None = None
     write_modelled: float | None = None
+    read_counted: float | None = None
+    write_counted: float | None = None
     read_measured: float | None = None
     write_measured: float | None = None
 
@@ -43,7 +48,7 @@ def ledger(op: str, run: Run) -> tuple[LedgerLine, ...]:
     if not run.numbers:
         return ()
     if row is None or row.io is None:
-        return _counted(run.kernels, "L2")
+        return _launched(run.kernels, "L2")
     if not _has_tiles(row.io, run):
         return ()
     moved = row.io.ledger(run.workload, run.uses)
@@ -57,59 +62,66 @@ def _has_tiles(io: IOModel, run: Run) -> bool:
 
 def _by_kernel(moved: Ledger, run: Run) -> tuple[LedgerLine, ...]:
     """Each modelled kernel with its tensors, then the kernels that ran and are not in the model."""
-    names = tuple(dict.fromkeys(entry.kernel for entry in moved))
+    names = tuple(dict.fromkeys(entry.kernel for entry in (*moved, *run.counted)))
     lines: list[LedgerLine] = []
     for name in names:
         entries = tuple(entry for entry in moved if entry.kernel == name)
-        counts = [counted for counted in run.kernels if counted.name == name]
-        read, write = _bytes(counts, _READ["L2"]), _bytes(counts, _WRITE["L2"])
-        lines += [*_tensors(entries, "L2"), _whole(name, "L2", entries, read, write)]
-    return (*lines, *_counted((counted for counted in run.kernels if counted.name not in names), "L2"))
+        counted = tuple(entry for entry in run.counted if entry.kernel == name) if run.counted else None
+        launches = [kernel for kernel in run.kernels if kernel.name == name]
+        read, write = _bytes(launches, _READ["L2"]), _bytes(launches, _WRITE["L2"])
+        lines += [*_tensors(entries, counted, "L2"), _whole(name, "L2", entries, counted, read, write)]
+    return (*lines, *_launched((kernel for kernel in run.kernels if kernel.name not in names), "L2"))
 
 
 def _by_step(moved: Ledger, run: Run) -> tuple[LedgerLine, ...]:
     """Each step with its tensors, their sum beside the settled counters, then the kernels that ran."""
-    whole = _whole(ALL_KERNELS, "DRAM", moved, run.value("dram_read"), run.value("dram_write"))
-    return (*_tensors(moved, "DRAM"), whole, *_counted(run.kernels, "DRAM"))
+    read, write = run.value("dram_read"), run.value("dram_write")
+    counted = run.counted or None
+    whole = _whole(ALL_KERNELS, "DRAM", moved, counted, read, write)
+    return (*_tensors(moved, counted, "DRAM"), whole, *_launched(run.kernels, "DRAM"))
 
 
-def _tensors(moved: Ledger, level: Level) -> tuple[LedgerLine, ...]:
-    return tuple(
-        LedgerLine(
-            kernel=entry.kernel,
-            tensor=entry.tensor,
-            level=level,
-            read_modelled=entry.traffic.read_bytes,
-            write_modelled=entry.traffic.write_bytes,
-        )
-        for entry in moved
-    )
+def _tensors(moved: Ledger, counted: Ledger | None, level: Level) -> Iterator[LedgerLine]:
+    """A line for each kernel and tensor of the model or of the count, which is 0 where it saw nothing."""
+    modelled, seen = by_tensor(moved), by_tensor(counted or ())
+    for kernel, tensor in {**modelled, **seen}:
+        found = None if counted is None else seen.get((kernel, tensor), total(()))
+        yield _line(kernel, tensor, level, modelled.get((kernel, tensor)), found)
 
 
-def _whole(kernel: str, level: Level, moved: Ledger, read: float | None, write: float | None) -> LedgerLine:
-    modelled = total(moved)
+def _whole(
+    kernel: str, level: Level, moved: Ledger, counted: Ledger | None, read: float | None, write: float | None
+) -> LedgerLine:
+    found = None if counted is None else total(counted)
+    line = _line(kernel, None, level, total(moved) if moved else None, found)
+    return msgspec.structs.replace(line, read_measured=read, write_measured=write)
+
+
+def _line(
+    kernel: str, tensor: str | None, level: Level, modelled: Traffic | None, counted: Traffic | None
+) -> LedgerLine:
     return LedgerLine(
         kernel=kernel,
-        tensor=None,
+        tensor=tensor,
         level=level,
-        read_modelled=modelled.read_bytes,
-        write_modelled=modelled.write_bytes,
-        read_measured=read,
-        write_measured=write,
+        read_modelled=None if modelled is None else modelled.read_bytes,
+        write_modelled=None if modelled is None else modelled.write_bytes,
+        read_counted=None if counted is None else counted.read_bytes,
+        write_counted=None if counted is None else counted.write_bytes,
     )
 
 
-def _counted(kernels: Iterable[KernelCounts], level: Level) -> tuple[LedgerLine, ...]:
-    """One line per kernel, in launch order, with what was counted and no model."""
+def _launched(kernels: Iterable[KernelCounts], level: Level) -> tuple[LedgerLine, ...]:
+    """One line per kernel, in launch order, with what its counters read and no model."""
     return tuple(
         LedgerLine(
-            kernel=counted.name,
+            kernel=kernel.name,
             tensor=None,
             level=level,
-            read_measured=_bytes([counted], _READ[level]),
-            write_measured=_bytes([counted], _WRITE[level]),
+            read_measured=_bytes([kernel], _READ[level]),
+            write_measured=_bytes([kernel], _WRITE[level]),
         )
-        for counted in kernels
+        for kernel in kernels
     )
 
 

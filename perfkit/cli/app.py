@@ -11,6 +11,7 @@ from perfkit.cli.doctor import doctor
 from perfkit.cli.gate import gate
 from perfkit.cli.io import io
 from perfkit.cli.report import report
+from perfkit.cli.reproduce import reproduce
 from perfkit.cli.roofline import roofline
 from perfkit.cli.show import show
 
@@ -27,6 +28,7 @@ app.command()(show)
 app.command()(report)
 app.command()(gate)
 app.command()(io)
+app.command()(reproduce)
 app.command()(devices)
 app.command()(doctor)
 

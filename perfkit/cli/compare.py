@@ -29,6 +29,11 @@ def compare(
     dtype: o.Dtype = "bf16",
     causal: o.Causal = False,
     pass_: o.Pass = "fwd",
+    pattern: o.Pattern = None,
+    dropout: o.Dropout = 0.0,
+    padding: o.Padding = "0",
+    block_m: o.BlockM = None,
+    block_n: o.BlockN = None,
     device: o.Device = None,
     warm: o.Warm = False,
     graph: o.Graph = False,
@@ -53,9 +58,10 @@ def compare(
     from perfkit.errors import UsageError
     from perfkit.measure.choose import choose_backend
     from perfkit.measure.options import Options
-    from perfkit.measure.session import run_session
+    from perfkit.measure.session import run_cases
     from perfkit.model.units import parse_percent
     from perfkit.ops import find_op
+    from perfkit.ops.attention_tiles import with_tiles
 
     targets = {"json": json, "csv": csv, "md": md, "html": html}
     check_targets(targets, force)
@@ -69,14 +75,16 @@ def compare(
     found = find_op(op)
     workloads = attention_workloads(
         seqs=seq.split(","), seq_k=seq_k, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        dtype=dtype, causal=causal, pass_=pass_,
+        dtype=dtype, causal=causal, pass_=pass_, pattern=pattern, dropout=dropout, padding=padding,
     )  # fmt: skip
     compared(found, names, baseline, None)  # nonsense is refused before anything is opened
     options = Options(warm=warm, graph=graph, energy=energy, limit_s=time_limit)
     backend = choose_backend(device, dtype, options)
     rows, base = compared(found, names, baseline, backend.hardware)
+    tile = o.tile(block_m, block_n)
+    cases = [(w, [with_tiles(row, w, backend.profile, *tile) for row in rows]) for w in workloads]
     with progress(len(rows) * len(workloads)) as stage:
-        record = run_session(found, workloads, rows, backend, stage, baseline=base)
+        record = run_cases(found, cases, backend, stage, baseline=base)
     subject = study(record)
     emit(titled("compare", subject, threshold=least), targets)
     raise typer.Exit(exit_code(subject))

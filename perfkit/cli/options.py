@@ -13,6 +13,13 @@ HeadDim = Annotated[str, typer.Option(help="Width of one head.")]
 Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32.")]
 Causal = Annotated[bool, typer.Option("--causal/--no-causal", help="Causal mask, bottom-right aligned.")]
 Pass = Annotated[str, typer.Option("--pass", help="fwd, bwd or fwd-bwd.")]
+Pattern = Annotated[
+    str | None, typer.Option(help="Block mask: random:25%, butterfly or local:2, and @BLOCK for its blocks.")
+]
+Dropout = Annotated[float, typer.Option(help="Share of P that is dropped.")]
+Padding = Annotated[str, typer.Option(help="Sequences of a batch are up to so many keys shorter.")]
+BlockM = Annotated[str | None, typer.Option(help="Rows of queries of a tile.  \\[default: a table]")]
+BlockN = Annotated[str | None, typer.Option(help="Rows of keys of a tile.  \\[default: a table]")]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -29,3 +36,13 @@ Csv = Annotated[str | None, typer.Option(help="Write all numbers as CSV; - is st
 Md = Annotated[str | None, typer.Option(help="Write a summary as Markdown; - is standard output.")]
 Html = Annotated[str | None, typer.Option(help="Write the report as one HTML file; - is standard output.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+
+
+def tile(block_m: str | None, block_n: str | None) -> tuple[int | None, int | None]:
+    """The sides of a tile that were asked for; UsageError for what is no number."""
+    from perfkit.model.units import parse_count
+
+    return (
+        parse_count(block_m, "--block-m") if block_m else None,
+        parse_count(block_n, "--block-n") if block_n else None,
+    )

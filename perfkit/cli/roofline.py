@@ -18,6 +18,11 @@ def roofline(
     dtype: o.Dtype = "bf16",
     causal: o.Causal = False,
     pass_: o.Pass = "fwd",
+    pattern: o.Pattern = None,
+    dropout: o.Dropout = 0.0,
+    padding: o.Padding = "0",
+    block_m: o.BlockM = None,
+    block_n: o.BlockN = None,
     impl: Annotated[str, typer.Option(help="Implementations, separated by commas, or all.")] = "all",
     device: o.Device = None,
     warm: o.Warm = False,
@@ -39,18 +44,21 @@ def roofline(
     from perfkit.measure.options import Options
     from perfkit.measure.session import run_session
     from perfkit.ops import find_op
+    from perfkit.ops.attention_tiles import with_tiles
 
     targets = {"json": json, "csv": csv, "md": md, "html": html}
     check_targets(targets, force)
     found = find_op(op)
     (workload,) = attention_workloads(
         seqs=[seq], seq_k=seq_k, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        dtype=dtype, causal=causal, pass_=pass_,
+        dtype=dtype, causal=causal, pass_=pass_, pattern=pattern, dropout=dropout, padding=padding,
     )  # fmt: skip
     select(found, impl, None)  # nonsense is refused before anything is opened
     options = Options(warm=warm, graph=graph, energy=energy, limit_s=time_limit)
     backend = choose_backend(device, dtype, options)
     rows = select(found, impl, backend.hardware)
+    tile = o.tile(block_m, block_n)
+    rows = [with_tiles(row, workload, backend.profile, *tile) for row in rows]
     with progress(len(rows)) as stage:
         record = run_session(found, [workload], rows, backend, stage)
     subject = study(record)

@@ -6,6 +6,7 @@ from perfkit.errors import UsageError
 from perfkit.model.units import parse_count
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, Op
+from perfkit.ops.patterns import canonical
 
 
 def attention_workloads(
@@ -19,6 +20,9 @@ def attention_workloads(
     dtype: str,
     causal: bool,
     pass_: str,
+    pattern: str | None = None,
+    dropout: float = 0.0,
+    padding: str = "0",
 ) -> list[AttentionWorkload]:
     """The workloads that the options describe, one a length; UsageError says what is allowed."""
     found = [
@@ -32,6 +36,9 @@ def attention_workloads(
             dtype=dtype,
             causal=causal,
             pass_=pass_,  # type: ignore[arg-type]
+            pattern=canonical(pattern) if pattern else None,
+            dropout=dropout,
+            padding=0 if padding == "0" else parse_count(padding, "--padding"),
         )
         for seq in seqs
     ]
@@ -61,6 +68,19 @@ def compared(
 
 def _names(op: Op) -> list[str]:
     return [row.name for row in op.implementations]
+
+
+def modelled_rows(op: Op, names: str, workloads: Sequence[AttentionWorkload]) -> list[Implementation]:
+    """The implementations that `names` asks for; UsageError for one without an IO model, or a workload that
+    one of them cannot serve."""
+    rows = select(op, names, None)
+    for row in rows:
+        if row.io is None:
+            raise UsageError(f"{row.name} has no IO model: its tiles are not known", "name another one")
+        for w in workloads:
+            if reason := row.refusal(w):
+                raise UsageError(f"{row.name} cannot serve it: {reason}", "change the workload or --impl")
+    return rows
 
 
 def select(op: Op, names: str, hardware: str | None) -> list[Implementation]:

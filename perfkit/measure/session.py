@@ -82,20 +82,32 @@ def run_session(
     stage: Callable[[str, str], None],
     baseline: str | None = None,
 ) -> Record:
-    """Run every row on every workload; Ctrl-C ends it early with what there is.
+    """Run every row on every workload: see `run_cases`."""
+    return run_cases(op, [(w, rows) for w in workloads], backend, stage, baseline)
+
+
+def run_cases(
+    op: Op,
+    cases: Sequence[tuple[AttentionWorkload, Sequence[Implementation]]],
+    backend: Backend,
+    stage: Callable[[str, str], None],
+    baseline: str | None = None,
+) -> Record:
+    """Run the rows of each case on its workload; Ctrl-C ends it early with what there is.
 
     With a `baseline` the rows are timed together, interleaved, so that they can be compared; without one, one
     after the other. `stage(run, what)` reports progress.
     """
     runs: list[Run] = []
     environment = backend.environment()  # a kernel that crashes may take the device with it
-    for w in workloads:
+    several = len({w for w, _ in cases}) > 1
+    for w, rows in cases:
         drafts = [Draft(row=row, workload=w) for row in rows]
         for group in [drafts] if baseline is not None else [[draft] for draft in drafts]:
             if any(run.status == "interrupted" for run in runs):
                 runs += [draft.finish("interrupted", NOT_STARTED) for draft in group]
             else:
-                runs += _Group(op, group, backend, _named(stage, w, len(workloads) > 1)).run()
+                runs += _Group(op, group, backend, _named(stage, w, several)).run()
     return Record(
         op=op.name,
         backend=backend.name,

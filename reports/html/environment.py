@@ -10,6 +10,7 @@ from perfkit.analysis.study import Finding, Study
 from perfkit.model.units import Hint
 from perfkit.record import QUANTITIES, Number, Provenance, Record
 from perfkit.reports.html.cells import Cell, Column, Row, Table, absent, columns, number_cell, shown, words
+from perfkit.reports.html.rows import named
 from perfkit.reports.places import place
 
 #: Every kind of number, recorded and derived: tag, label, how to show it, what it means.
@@ -72,7 +73,7 @@ def all_numbers(study: Study) -> Table:
     for finding in study.findings:
         run = finding.placement.run
         where = place(run.workload, among)
-        head.append(Column(name=f"{run.impl}{f', {where}' if where else ''}", number=True))
+        head.append(Column(name=f"{named(finding, study)}{f', {where}' if where else ''}", number=True))
     rows = []
     for tag, label, hint, text in _KINDS:
         numbers = [_find(finding, tag) for finding in study.findings]

@@ -1,5 +1,6 @@
 """What the charts of the HTML report share: figures as data for plotly, who is drawn, how marks look."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -8,6 +9,7 @@ import msgspec
 from perfkit.analysis.placement import Placement
 from perfkit.analysis.report import Report
 from perfkit.analysis.study import Finding
+from perfkit.model.units import Hint, show
 from perfkit.record import Record
 from perfkit.reports.html.cells import Look
 
@@ -82,3 +84,17 @@ def axis(title: str, low: float, high: float, ticks: dict[float, str] | None = N
     if ticks:
         found |= {"tickvals": list(ticks), "ticktext": list(ticks.values())}
     return found
+
+
+def value_ticks(low: float, high: float, hint: Hint) -> dict[float, str]:
+    """A tick a decade, `10 ms`; with 2 and 5 between them where there are few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first <= 2 else (1,)
+    values = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    return {value: _round(show(value, hint)) for value in values}
+
+
+def _round(text: str) -> str:
+    """`10 ms` for `10.0 ms`: a tick is an exact power of ten."""
+    value, _, unit = text.partition(" ")
+    return f"{float(value):g} {unit}"

@@ -3,40 +3,64 @@
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
+from perfkit.analysis.held import held
 from perfkit.analysis.ledger import LedgerLine, ledger
 from perfkit.analysis.study import Finding, Study
 from perfkit.model.units import Hint
+from perfkit.ops.attention_counted import Difference
 from perfkit.ops.base import KernelUse
 from perfkit.reports.html.cells import Cell, Looks, Table, absent, columns, once, shown, words
 from perfkit.reports.html.rows import by_workload, impl_cell
 
 
 def byte_ledger(study: Study, looks: Looks) -> Table:
-    """Bytes of each kernel and tensor at each level, by the model and by the counters."""
+    """Bytes of each kernel and tensor at each level: by the model, counted where they were, by counters."""
+    op, counted = study.record.op, any(run.counted for run in study.record.runs)
 
     def cells(finding: Finding) -> list[tuple[Cell, ...]]:
-        lines = ledger(study.record.op, finding.placement.run)
-        return once([(impl_cell(finding, looks), *_ledger_line(line)) for line in lines], 1)
+        run = finding.placement.run
+        off = {(d.kernel, d.tensor): d for d in held(op, run) or ()} if counted else None
+        lines = ledger(op, run)
+        return once([(impl_cell(finding, looks), *_ledger_line(line, off)) for line in lines], 1)
 
-    head = columns(
-        "implementation", "kernel", "tensor", "level", "read, modelled", "read, measured", "write, modelled",
-        "write, measured", text=("kernel", "tensor", "level"),
-    )  # fmt: skip
+    sources = ("modelled", *(("counted",) if counted else ()), "measured")
+    sides = (f"{side}, {source}" for side in ("read", "write") for source in sources)
+    head = columns("implementation", "kernel", "tensor", "level", *sides, text=("kernel", "tensor", "level"))
     return Table(caption="Byte ledger", columns=head, rows=by_workload(study, cells))
 
 
-def _ledger_line(line: LedgerLine) -> Iterator[Cell]:
+#: What differs from the ledger by (kernel, tensor); None where nothing in the record was counted.
+Differences = dict[tuple[str, str], Difference] | None
+
+
+def _ledger_line(line: LedgerLine, off: Differences) -> Iterator[Cell]:
     """A line; why numbers are absent is said once, above the table."""
     whole = line.tensor is None
     yield words(line.kernel, "code")
     yield words("all" if whole else line.tensor or "", "total" if whole else "")
     yield words("SM<->L2" if line.level == "L2" else line.level)
-    for modelled, measured in (
-        (line.read_modelled, line.read_measured),
-        (line.write_modelled, line.write_measured),
+    differing = None if off is None or line.tensor is None else off.get((line.kernel, line.tensor))
+    for modelled, counted, measured in (
+        (line.read_modelled, line.read_counted, line.read_measured),
+        (line.write_modelled, line.write_counted, line.write_measured),
     ):
         yield shown(modelled, "bytes", "modelled", None)
+        if off is not None:
+            yield _counted(counted, modelled, differing)
         yield shown(measured, "bytes", "measured", None)
+
+
+def _counted(counted: float | None, modelled: float | None, differing: Difference | None) -> Cell:
+    """Counted bytes; by how many they differ and why in the title, in red where nothing explains it."""
+    cell = shown(counted, "bytes", "counted", None)
+    if differing is None or counted is None or counted == (modelled or 0):
+        return cell
+    by = f"{counted - (modelled or 0):+,.0f} B from the model"
+    if differing.reason:
+        return msgspec.structs.replace(cell, note=f"{by}: {differing.reason}")
+    return msgspec.structs.replace(cell, kind="bad", note=f"DIFFERS: {by}, and nothing explains it")
 
 
 #: Raw counters: name -> label, how to show it, scale to the base unit. Unknown ones are shown as counts.

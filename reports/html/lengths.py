@@ -13,7 +13,17 @@ from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.record import Run
 from perfkit.reports.html.cells import Look
 from perfkit.reports.html.embed import plain
-from perfkit.reports.html.figure import MARK_SIZE, Figure, Shown, Trace, axis, error_bars, everything, symbol
+from perfkit.reports.html.figure import (
+    MARK_SIZE,
+    Figure,
+    Shown,
+    Trace,
+    axis,
+    error_bars,
+    everything,
+    symbol,
+    value_ticks,
+)
 from perfkit.reports.places import common
 
 
@@ -112,23 +122,9 @@ def _figure(name: str, series: Series, members: Sequence[Shown], looks: dict[str
                 {float(n): short_count(n) for n in lengths},
             ),
             "yaxis": axis("", math.log10(min(values)) - 0.2, math.log10(max(values)) + 0.2,
-                          _ticks(min(values), max(values), series.hint)),
+                          value_ticks(min(values), max(values), series.hint)),
         },
     )  # fmt: skip
-
-
-def _ticks(low: float, high: float, hint: Hint) -> dict[float, str]:
-    """A tick a decade, `10 ms`; with 2 and 5 between them where there are few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if last - first <= 2 else (1,)
-    values = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-    return {value: _round(show(value, hint)) for value in values}
-
-
-def _round(text: str) -> str:
-    """`10 ms` for `10.0 ms`: a tick is an exact power of ten."""
-    value, _, unit = text.partition(" ")
-    return f"{float(value):g} {unit}"
 
 
 def _model(series: Series, impl: str, rows: Sequence[Shown], look: Look) -> list[Trace]:

@@ -1,6 +1,6 @@
 """The report as one HTML file that needs nothing else: no network, and no JavaScript for its tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Final
 
@@ -14,14 +14,17 @@ from perfkit.analysis.study import Study
 from perfkit.reports.html.cells import CLASSES, MARKS, Looks, Table
 from perfkit.reports.html.contrasts import changed, contrasts
 from perfkit.reports.html.embed import downloads, plotly, plotly_notice, script_json
+from perfkit.reports.html.figure import Figure
 from perfkit.reports.html.lengths import length_charts
 from perfkit.reports.html.looks import DARK, LIGHT, SYMBOLS, looks
 from perfkit.reports.html.results import all_results
 from perfkit.reports.html.roofline import rooflines
 from perfkit.reports.html.sections import Section, sections
 from perfkit.reports.html.summary import Badge, badges, summary
+from perfkit.reports.law_words import sentences
 from perfkit.reports.places import common, joined, place
-from perfkit.reports.words import comparison_words, verdict_words
+from perfkit.reports.studies import parted
+from perfkit.reports.words import comparison_words
 
 #: Up to so many records stand open; the others are a line each that opens.
 OPEN: Final = 2
@@ -46,16 +49,17 @@ def as_html(report: Report) -> bytes:
     report = _readable(report)
     look = looks(report)
     since = changes(report)
-    charts, lengths = rooflines(report, look), length_charts(report, look)
-    figures = [*charts, *(figure for one in lengths for figure in one.figures)]
+    asked = _asked(report)
+    charts, lengths = rooflines(asked, look), length_charts(asked, look)
     entries = [_entry(report, part, i, look) for i, part in enumerate(report.parts)]
+    figures = [*charts, *(figure for one in lengths for figure in one.figures), *_law_figures(entries)]
     tables = [changed(comparison, look, part.name) for part, comparison in since]
     page = (
         _environment()
         .get_template("report.html.j2")
         .render(
             summary=summary(report, since),
-            results=all_results(report.parts, look),
+            results=all_results(asked.parts, look),
             entries=entries,
             several=len(entries) > 1,
             charts=charts,
@@ -100,18 +104,37 @@ def _readable(report: Report) -> Report:
     )
 
 
+def _asked(report: Report) -> Report:
+    """The report without the trials of sweeps: they have charts of their own, and no place beside others."""
+
+    def without(part: Titled) -> Titled:
+        return msgspec.structs.replace(part, study=parted(part.study)[0])
+
+    return msgspec.structs.replace(
+        report,
+        parts=tuple(map(without, report.parts)),
+        baseline=without(report.baseline) if report.baseline else None,
+    )
+
+
+def _law_figures(entries: Sequence[Entry]) -> Iterator[Figure]:
+    for section in (section for entry in entries for section in entry.sections):
+        yield from section.chart.figures if section.chart else ()
+
+
 def _entry(report: Report, part: Titled, index: int, look: Looks) -> Entry:
     study = part.study
     comparison = comparison_of(study, report.threshold)
     compared = comparison_words(comparison) if comparison else ()
+    name = f"record-{index + 1}"
     return Entry(
-        id=f"record-{index + 1}",
+        id=name,
         name=part.name,
-        about=_about(study),
-        sentences=(*verdict_words(study), *compared),
+        about=_about(parted(study)[0]),
+        sentences=(*sentences(study), *compared),
         badges=badges((study,)),
         comparison=contrasts(comparison, look) if comparison else None,
-        sections=sections(study, look),
+        sections=sections(study, look, name),
         notes=tuple(_notes(study)),
         open=index < OPEN,
     )

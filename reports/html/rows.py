@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from perfkit.analysis.comparison import workloads
 from perfkit.analysis.study import Finding, Study
+from perfkit.ops import find_op
+from perfkit.record import Run
 from perfkit.reports.html.cells import Cell, Looks, Row, once
 from perfkit.reports.places import place
 
@@ -16,14 +20,38 @@ def impl_cell(finding: Finding, looks: Looks) -> Cell:
     return Cell(text=run.impl, look=looks.get(run.impl), kind="impl")
 
 
+def named(finding: Finding, study: Study) -> str:
+    """The implementation, with its tiles where it ran with several on this workload."""
+    run = finding.placement.run
+    op = study.record.op
+    alike = (one for one in study.record.runs if (one.impl, one.workload) == (run.impl, run.workload))
+    return f"{run.impl}, {_tiles(op, run)}" if len({_tiles(op, one) for one in alike}) > 1 else run.impl
+
+
+def _tiles(op: str, run: Run) -> str:
+    """The tiles of the kernels of its pass."""
+    row = find_op(op).implementation(run.impl)
+    needed = row.io.tiled(run.workload) if row is not None and row.io is not None else ()
+    uses = (use for use in run.uses if use.kernel in needed)
+    return ", ".join(dict.fromkeys(f"{use.block_m} x {use.block_n}" for use in uses)) or "no tiles"
+
+
 def by_workload(study: Study, cells: Cells) -> tuple[Row, ...]:
-    """Rows of every run, below a heading for each workload where there are several."""
+    """Rows of every run, below a heading for each workload where there are several.
+
+    The first of the cells is the implementation; what tells its runs on one workload apart is added here.
+    """
     among = workloads(study)
     rows: list[Row] = []
     for workload in among:
         here = [f for f in study.findings if f.placement.run.workload == workload]
-        found = [Row(cells=line) for finding in here for line in once(cells(finding), 0)]
+        lines = (line for one in here for line in once(_named(cells(one), named(one, study)), 0))
+        found = [Row(cells=line) for line in lines]
         if found and len(among) > 1:
             rows.append(Row(heading=place(workload, among)))
         rows += found
     return tuple(rows)
+
+
+def _named(lines: Sequence[tuple[Cell, ...]], name: str) -> list[tuple[Cell, ...]]:
+    return [(msgspec.structs.replace(first, text=name), *rest) for first, *rest in lines]

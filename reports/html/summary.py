@@ -8,8 +8,9 @@ from perfkit.analysis.comparison import Comparison, workloads
 from perfkit.analysis.report import Report, Titled, comparison_of
 from perfkit.analysis.study import Study
 from perfkit.reports.html.contrasts import tally
+from perfkit.reports.law_words import sentences
 from perfkit.reports.places import joined, place
-from perfkit.reports.words import comparison_words, verdict_words
+from perfkit.reports.words import comparison_words
 
 #: Up to so many records each says all that it has to say at the top.
 _TOLD = 3
@@ -108,7 +109,7 @@ def _change_badges(changes: Sequence[Comparison]) -> Iterator[Badge]:
 def _told(report: Report, part: Titled, named: bool) -> Told:
     comparison = comparison_of(part.study, report.threshold)
     compared = comparison_words(comparison) if comparison else ()
-    return Told(name=part.name if named else None, sentences=(*verdict_words(part.study), *compared))
+    return Told(name=part.name if named else None, sentences=(*sentences(part.study), *compared))
 
 
 def _changes_told(report: Report, since: Sequence[tuple[Titled, Comparison]]) -> Iterator[Told]:

@@ -9,6 +9,7 @@ from perfkit.analysis.study import Study
 from perfkit.reports.fastest_words import fastest_words
 from perfkit.reports.markdown import parts as parts
 from perfkit.reports.markdown.text import bullets, escape, folded
+from perfkit.reports.studies import parted
 from perfkit.reports.words import comparison_words, verdict_words
 
 #: GitHub takes comments of 65,536 characters at most; this leaves room for what is put around the report.
@@ -134,4 +135,4 @@ def _line(study: Study, threshold: float) -> str:
     found = comparison_of(study, threshold)
     if found is not None:
         return comparison_words(found)[0]
-    return (*fastest_words(study), *verdict_words(study))[0]
+    return (*fastest_words(parted(study)[0]), *verdict_words(study))[0]

@@ -3,20 +3,30 @@
 from collections.abc import Iterator, Sequence
 
 from perfkit.analysis.comparison import Comparison, Contrast, Group, workloads
+from perfkit.analysis.figure2 import figure2
+from perfkit.analysis.law import FittedLaw, laws
 from perfkit.analysis.report import comparison_of
 from perfkit.analysis.study import Finding, Study
 from perfkit.analysis.verdict import Verdict
-from perfkit.model.units import show
+from perfkit.model.units import show, significant
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.reports import cells
+from perfkit.reports.law import exponent_text, range_text
+from perfkit.reports.law_plot import LEVEL_WORDS
+from perfkit.reports.law_words import sentences
+from perfkit.reports.markdown.figure2 import figure2_text
 from perfkit.reports.markdown.text import bullets, escape, folded, table
 from perfkit.reports.places import place
-from perfkit.reports.words import comparison_words, verdict_words
+from perfkit.reports.studies import parted
+from perfkit.reports.words import comparison_words
 
 
 def brief(study: Study) -> str:
-    """What a study says in words, failures and their reasons among them, and its results."""
-    return f"{bullets(verdict_words(study))}\n{results(study)}"
+    """What a study says in words, failures and their reasons among them, its results, law and figure."""
+    asked, _ = parted(study)
+    record = study.record
+    shown = (bullets(sentences(study)), results(asked), law(laws(record)), figure2_text(figure2(record)))
+    return "\n".join(text for text in shown if text)
 
 
 def details(study: Study, threshold: float) -> str:
@@ -25,6 +35,24 @@ def details(study: Study, threshold: float) -> str:
     title = f"**Compared with {escape(study.record.baseline or '')}**\n\n"
     compared = "" if found is None else title + comparison(found)
     return "\n".join(text for text in (compared, io_check(study), environment(study)) if text)
+
+
+def law(found: Sequence[FittedLaw]) -> str:
+    """Exponents beside the law's, of bytes at the level that it is of; empty where nothing was swept.
+
+    Modelled ones only where nothing else is known: they are what the law was made from.
+    """
+    judged = [one for one in found if one.law is not None]
+    known = {one.sweep.impl for one in judged if one.source != "modelled"}
+    rows = [_exponents(one) for one in judged if one.source != "modelled" or one.sweep.impl not in known]
+    columns = ("impl", "bytes", "level", "varied", "range", "exponent", "law", "constant", "verdict")
+    return f"**The law** of bytes: N^a d^b M^c\n\n{table(columns, rows)}" if rows else ""
+
+
+def _exponents(one: FittedLaw) -> tuple[str, ...]:
+    constant = "-" if one.constant is None else significant(one.constant)
+    head = (one.sweep.impl, one.source, LEVEL_WORDS[one.level], one.sweep.variable, range_text(one))
+    return (*head, exponent_text(one), f"{one.law:g}", constant, one.verdict.status)
 
 
 def results(study: Study) -> str:

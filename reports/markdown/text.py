@@ -11,7 +11,10 @@ LONGEST: Final = 480
 MOST_ROWS: Final = 100
 MOST_ITEMS: Final = 40
 #: Columns of words; all others hold numbers.
-_WORDS: Final = ("N", "workload", "impl", "check", "bound", "verdict")
+_WORDS: Final = (
+    "N", "workload", "impl", "check", "bound", "verdict", "bytes", "level", "varied", "range", "number",
+    "source",
+)  # fmt: skip
 # A comment breaks what would be a mention, a reference or an automatic link, and shows nothing.
 _HTML: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@<!-- -->", "#": "#<!-- -->"}
 _MARKDOWN: Final = {**_HTML, **{c: f"\\{c}" for c in "\\`*_{}[]|~"}}

@@ -9,8 +9,9 @@ import pytest
 
 from perfkit.analysis.ledger import ALL_KERNELS, LedgerLine, ledger
 from perfkit.errors import UsageError
+from perfkit.model.traffic import Traffic
 from perfkit.ops.attention import ATTENTION
-from perfkit.ops.base import KernelUse
+from perfkit.ops.base import KernelUse, Moved
 from perfkit.record import KernelCounts, Run, load
 
 MakeRun = Callable[..., Run]
@@ -109,6 +110,39 @@ def test_a_modelled_run_has_the_model_alone(forward: Run) -> None:
     lines = ledger("attention", forward)
     assert [line.read_modelled for line in lines] == [16, 32, 32, 0, 0, 80]
     assert {(line.read_measured, line.write_measured) for line in lines} == {(None, None)}
+
+
+def of_count(lines: tuple[LedgerLine, ...]) -> list[tuple[Any, ...]]:
+    return [(a.kernel, a.tensor, a.read_modelled, a.read_counted, a.write_counted) for a in lines]
+
+
+def moved(kernel: str, tensor: str, read: int, written: int) -> Moved:
+    return Moved(kernel=kernel, tensor=tensor, traffic=Traffic(read_bytes=read, write_bytes=written))
+
+
+def test_what_was_counted_stands_beside_the_model(forward: Run) -> None:
+    """A tensor that the count has not seen is 0 there; one that the model does not have has its own line."""
+    seen = (moved("flash_forward", "Q", 16, 0), moved("flash_forward", "X", 3, 5), moved("copy", "Y", 7, 0))
+    assert of_count(ledger("attention", msgspec.structs.replace(forward, counted=seen))) == [
+        ("flash_forward", "Q", 16, 16, 0),
+        ("flash_forward", "K", 32, 0, 0),
+        ("flash_forward", "V", 32, 0, 0),
+        ("flash_forward", "O", 0, 0, 0),
+        ("flash_forward", "LSE", 0, 0, 0),
+        ("flash_forward", "X", None, 3, 5),
+        ("flash_forward", None, 80, 19, 5),
+        ("copy", "Y", None, 7, 0),
+        ("copy", None, None, 7, 0),
+    ]
+    assert {(a.read_counted, a.write_counted) for a in ledger("attention", forward)} == {(None, None)}
+
+
+def test_counted_steps_of_standard_have_their_sum(make_run: MakeRun) -> None:
+    run = make_run("standard", w=SMALL, dram_read=115.0, dram_write=79.0)
+    seen = (moved("S = Q K^T", "Q", 16, 0), moved("S = Q K^T", "S", 0, 32), moved("mask", "index", 4, 0))
+    found = of_count(ledger("attention", msgspec.structs.replace(run, counted=seen)))
+    assert found[0] == ("S = Q K^T", "Q", 16, 16, 0)
+    assert found[-2:] == [("mask", "index", None, 4, 0), (ALL_KERNELS, None, 112, 20, 32)]
 
 
 def test_standard_is_steps_their_sum_and_the_kernels_that_ran(make_run: MakeRun) -> None:

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +324,61 @@ def test_a_link_to_a_folded_record_opens_it(tmp_path: Path) -> None:
       await new Promise((done) => setTimeout(done, 100));
       return [before, record.open];"""
     assert ask(content, body, tmp_path) == [False, True]
+
+
+@pytest.fixture(scope="module")
+def swept_page(swept: Callable[..., Record]) -> bytes:
+    """Three records of sweeps: the third is closed."""
+    subject = study(swept("standard", "flash", counted=True))
+    return as_html(Report(parts=tuple(Titled(name=f"io-{at}", study=subject) for at in range(3))))
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_charts_of_the_law_fit_also_in_a_record_that_was_closed(
+    width: int, swept_page: bytes, tmp_path: Path
+) -> None:
+    body = """
+      const plots = () => [...document.querySelectorAll(".js-plotly-plot")].map((p) => p.id);
+      const before = plots();
+      document.getElementById("record-3").open = true;
+      await new Promise((done) => setTimeout(done, 300));
+      const drawn = [...document.querySelectorAll("[id*='-law-']")];
+      return {before, after: plots(), page: document.documentElement.scrollWidth,
+              off: drawn.filter((p) => Math.abs(p._fullLayout.width - p.clientWidth) > 1).length,
+              types: drawn.map((p) => [p._fullLayout.xaxis.type, p._fullLayout.yaxis.type].join())};"""
+    answer = ask(swept_page, body, tmp_path, width=width)
+    names = [f"record-{at}-law-{variable}" for at in (1, 2, 3) for variable in "NdM"]
+    assert [name for name in answer["before"] if "-law-" in name] == names[:6]
+    assert [name for name in answer["after"] if "-law-" in name] == names
+    assert answer["page"] <= width
+    assert answer["off"] == 0
+    assert answer["types"] == ["log,log"] * 9
+
+
+@pytest.mark.parametrize(("scheme", "hues"), [(0, DARK), (1, LIGHT)])
+def test_charts_of_the_law_follow_the_scheme_the_legend_and_the_printer(
+    scheme: int, hues: tuple[str, ...], swept_page: bytes, tmp_path: Path
+) -> None:
+    body = """
+      const plot = document.getElementById("record-1-law-N");
+      const colours = (kind) =>
+        plot.data.filter((t) => t.mode === kind).map((t) => (t.marker || t.line).color);
+      const found = {marks: colours("markers"), lines: colours("lines")};
+      const section = document.getElementById("record-1-law");
+      section.querySelector('[data-look="1"]').click();
+      found.off = plot.data.filter((t) => t.visible).map((t) => t.name);
+      section.querySelector('[data-look="1"]').click();
+      found.on = plot.data.every((t) => t.visible);
+      dispatchEvent(new Event("beforeprint"));
+      found.print = colours("markers");
+      found.plots = document.querySelectorAll("#record-3 .js-plotly-plot").length;
+      dispatchEvent(new Event("afterprint"));
+      return found;"""
+    answer = ask(swept_page, body, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
+    looks = [0, 0, 1, 1]  # counted and measured of standard, then of flash
+    assert answer["marks"] == answer["lines"] == [hues[at] for at in looks]
+    assert answer["print"] == [LIGHT[at] for at in looks]
+    assert answer["plots"] == 3  # a closed record is opened for the printer, with its charts
+    assert all(name.startswith("standard") for name in answer["off"])
+    assert len(answer["off"]) == 4
+    assert answer["on"] is True

@@ -35,7 +35,7 @@
     const own = trace.meta.hue === undefined ? colour("roof") : colour(`hue-${trace.meta.hue}`);
     const out = { ...trace, line: { ...trace.line, color: own }, hoverinfo: "text", showlegend: false };
     if (trace.marker) {
-      const hollow = [].concat(trace.marker.symbol).some((one) => one.includes("open"));
+      const hollow = [].concat(trace.marker.symbol || "").some((one) => one.includes("open"));
       const edge = hollow ? { width: 1.8, color: own } : { width: 1.2, color: colour("paper") };
       out.marker = { ...trace.marker, color: own, line: edge };
     }
@@ -123,11 +123,22 @@
     redraw();
   }
 
+  // In a record that is closed there is no width to draw for.
+  const shut = (figure) => document.getElementById(figure.id).closest("details:not([open])");
+
   // One after another, so that the page answers while they come; all at once before it is printed.
   function drawNext(rest) {
     if (!rest.length) { root.classList.add("drawn"); return; }
-    if (!drawn.has(rest[0])) draw(rest[0]);
+    if (!drawn.has(rest[0]) && !shut(rest[0])) draw(rest[0]);
     setTimeout(drawNext, 0, rest.slice(1));
+  }
+
+  function opened(event) {
+    if (!event.target.open || !window.Plotly) return;
+    figures.filter((one) => event.target.contains(document.getElementById(one.id)) && !shut(one)).forEach((one) => {
+      draw(one);
+      Plotly.Plots.resize(document.getElementById(one.id));
+    });
   }
 
   function beforePrint() {
@@ -159,6 +170,7 @@
     root.classList.add("js");
     document.head.append(script);
     drawNext(figures);
+    document.addEventListener("toggle", opened, true);
     document.querySelectorAll("[data-look]").forEach((one) => one.addEventListener("click", () => toggle(one)));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
     addEventListener("beforeprint", beforePrint);
