@@ -13,36 +13,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from perfkit.measure.draft import Incorrect
-from perfkit.ops import patterns
+from perfkit.measure.inputs import Inputs, make_inputs, slice_inputs
+from perfkit.measure.oracle import by_eager, by_oracle
 from perfkit.ops.attention_workload import AttentionWorkload
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perfkit.kernels.attention.masks import Mask
+__all__ = ["Bench", "Errors", "Inputs", "Judge", "callables", "make_inputs", "require", "sample_heads"]
 
 FACTOR: Final = 2.0
 #: One rounding step of the working dtype at the size of a typical output: below it errors are equal.
 FLOOR: Final = {"bf16": 2.0**-9, "fp16": 2.0**-12, "fp32": 2.0**-22}
-CHUNK_BYTES: Final = 1 << 30
 #: Output elements under which the eager path is drawn DRAWS times.
 TINY: Final = 4096
 DRAWS: Final = 16
-
-
-class Inputs(msgspec.Struct, frozen=True):
-    """The tensors of a workload; `dout` is the gradient that a backward pass starts from.
-
-    `given` are keyword arguments of the implementation for what else the workload has: a pattern's `blocks`
-    (bool [T, T]) and `block` (their rows), `dropout` with a list `drawn` that receives the mask of what was
-    kept (bool [B, h, N_q, N_k]), and `lengths` (int32 [B], the keys that are no padding).
-    """
-
-    q: Any
-    k: Any
-    v: Any
-    dout: Any
-    given: dict[str, Any] = {}
 
 
 class Errors(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,39 +36,6 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True):
     error: float
     eager_error: float
     scope: str
-
-
-def make_inputs(w: AttentionWorkload, device: str, seed: int = 0) -> Inputs:
-    """Standard-normal tensors of the workload, the same for every implementation."""
-    import torch
-
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[w.dtype]
-    generator = torch.Generator(device=device).manual_seed(seed)
-
-    def draw(heads: int, rows: int) -> "Tensor":
-        size = (w.batch, heads, rows, w.head_dim)
-        return torch.randn(size, generator=generator, device=device, dtype=dtype)
-
-    q, k, v = draw(w.heads, w.seq_q), draw(w.kv_heads, w.seq_k), draw(w.kv_heads, w.seq_k)
-    return Inputs(q=q, k=k, v=v, dout=draw(w.heads, w.seq_q), given=_given(w, device))
-
-
-def _given(w: AttentionWorkload, device: str) -> dict[str, Any]:
-    """The keyword arguments for pattern, dropout and padding, where the workload has them."""
-    import torch
-
-    given: dict[str, Any] = {}
-    if w.pattern is not None:
-        rows = patterns.blocks(w.pattern, w.seq_q)
-        seen = torch.zeros(len(rows), len(rows), dtype=torch.bool)
-        for at, columns in enumerate(rows):
-            seen[at, list(columns)] = True
-        given |= {"blocks": seen.to(device), "block": patterns.parse(w.pattern).block}
-    if w.dropout:
-        given |= {"dropout": w.dropout, "drawn": []}
-    if w.padding:
-        given["lengths"] = torch.tensor(w.lengths, dtype=torch.int32, device=device)
-    return given
 
 
 def sample_heads(w: AttentionWorkload, whole_below: int = 1 << 31) -> list[tuple[int, int]]:
@@ -105,7 +57,7 @@ class Judge:
     @cached_property
     def _truth(self) -> "list[dict[str, Tensor]]":
         """What the oracle says, per sampled head."""
-        return [_oracle(self._w, part, self._oracle) for part in self._parts(self._inputs)]
+        return [by_oracle(self._w, part, self._oracle) for part in self._parts(self._inputs)]
 
     def _forget(self) -> None:
         """Drop what was computed for another draw of dropout."""
@@ -124,13 +76,13 @@ class Judge:
             draws += [make_inputs(self._w, self._inputs.q.device.type, seed) for seed in range(1, DRAWS)]
         for inputs in draws:
             for part in self._parts(inputs):
-                eager, want = _eager(self._w, part), _oracle(self._w, part, self._oracle)
+                eager, want = by_eager(self._w, part), by_oracle(self._w, part, self._oracle)
                 for name, tensor in want.items():
                     found[name] = _worse(found.get(name, 0.0), _largest(eager[name], tensor))
         return found
 
     def _parts(self, inputs: Inputs) -> list[Inputs]:
-        return [_slice(self._w, inputs, batch, kv_head) for batch, kv_head in self._heads]
+        return [slice_inputs(self._w, inputs, batch, kv_head) for batch, kv_head in self._heads]
 
     def errors(self, result: tuple[Any, ...]) -> Errors:
         """Errors of `result` (O, or dQ, dK, dV, or all four): of the one nearest to breaking the rule.
@@ -139,6 +91,7 @@ class Judge:
         """
         if self._w.dropout:
             self._forget()
+            require_drawn(self._w, self._inputs.given["drawn"][0])
         found: dict[str, float] = {}
         for (batch, kv_head), want in zip(self._heads, self._truth, strict=True):
             for name, tensor in _slice_result(self._w, result, batch, kv_head).items():
@@ -171,6 +124,14 @@ class Bench:
         return self._made[1:]
 
 
+def require_drawn(w: AttentionWorkload, kept: "Tensor") -> None:
+    """Raise Incorrect where the share that dropout kept is not the asked one, by more than luck."""
+    share, wanted = float(kept.float().mean()), 1 - w.dropout
+    luck = 6 * math.sqrt(w.dropout * wanted / kept.numel())
+    if not abs(share - wanted) <= luck:
+        raise Incorrect(f"dropout kept {share:.4f} of P, and {wanted:.4f} was asked for")
+
+
 def require(w: AttentionWorkload, errors: Errors) -> None:
     """Raise Incorrect where the error breaks the rule; NaN breaks it always."""
     allowed = FACTOR * errors.eager_error + FLOOR[w.dtype] / 64
@@ -195,28 +156,6 @@ def _badness(error: float, allowed: float) -> float:
     return math.inf if math.isnan(error) else error / allowed
 
 
-def _slice(w: AttentionWorkload, inputs: Inputs, batch: int, kv_head: int) -> Inputs:
-    group = w.heads // w.kv_heads
-    rows = slice(kv_head * group, (kv_head + 1) * group)
-    one = slice(batch, batch + 1)
-    return Inputs(
-        q=inputs.q[one, rows].detach(),
-        k=inputs.k[one, kv_head : kv_head + 1].detach(),
-        v=inputs.v[one, kv_head : kv_head + 1].detach(),
-        dout=inputs.dout[one, rows],
-        given=_slice_given(inputs.given, one, rows),
-    )
-
-
-def _slice_given(given: dict[str, Any], batch: slice, heads: slice) -> dict[str, Any]:
-    cut = dict(given)
-    if "lengths" in cut:
-        cut["lengths"] = cut["lengths"][batch]
-    if "drawn" in cut:
-        cut["drawn"] = [mask[batch, heads] for mask in cut["drawn"]]
-    return cut
-
-
 def _slice_result(
     w: AttentionWorkload, result: tuple[Any, ...], batch: int, kv_head: int
 ) -> "dict[str, Tensor]":
@@ -230,87 +169,6 @@ def _slice_result(
             else slice(kv_head * group, (kv_head + 1) * group)
         )
         found[name] = tensor[batch : batch + 1, heads].detach()
-    return found
-
-
-def _oracle(w: AttentionWorkload, part: Inputs, dtype: str) -> "dict[str, Tensor]":
-    import torch
-
-    from perfkit.kernels.attention import reference
-
-    kind, mask = getattr(torch, dtype), _mask(w, part)
-    if w.pass_ == "fwd":
-        return {"out": reference.forward(part.q, part.k, part.v, mask=mask, oracle_dtype=kind)[0]}
-    gradients = reference.backward(part.q, part.k, part.v, part.dout, mask=mask, oracle_dtype=kind)
-    found = dict(zip(("dq", "dk", "dv"), gradients, strict=True))
-    if w.pass_ == "fwd-bwd":
-        found["out"] = reference.forward(part.q, part.k, part.v, mask=mask, oracle_dtype=kind)[0]
-    return found
-
-
-def _mask(w: AttentionWorkload, part: Inputs) -> "Mask":
-    """The mask of a part of a workload; its dropout is what was drawn last."""
-    from perfkit.kernels.attention.masks import Mask
-
-    given = part.given
-    return Mask(
-        causal=w.causal,
-        blocks=given.get("blocks"),
-        block=given.get("block", 0),
-        lengths=given.get("lengths"),
-        kept=given["drawn"][0] if w.dropout else None,
-        dropout=w.dropout,
-    )
-
-
-def _eager(w: AttentionWorkload, part: Inputs) -> "dict[str, Tensor]":
-    """The standard path in the working dtype, over chunks of queries; dK and dV are summed in float32.
-
-    With other masks than a causal one it is the plain formula, in one piece.
-    """
-    import torch
-
-    from perfkit.kernels.attention.standard import attention
-
-    if w.features:
-        return _eager_masked(w, part)
-
-    heads, n_q, n_k = part.q.shape[1], w.seq_q, w.seq_k
-    chunk = max(1, min(n_q, CHUNK_BYTES // (heads * n_k * w.element_bytes)))
-    backward = w.pass_ != "fwd"
-    out, dq = torch.zeros_like(part.q), torch.zeros_like(part.q)
-    dk = torch.zeros(part.k.shape, dtype=torch.float32, device=part.k.device)
-    dv = torch.zeros_like(dk)
-    for start in range(0, n_q, chunk):
-        stop = min(n_q, start + chunk)
-        keys = max(0, stop + n_k - n_q) if w.causal else n_k
-        if keys == 0:
-            continue
-        q, k, v = (t.detach().clone().requires_grad_(backward) for t in (
-            part.q[:, :, start:stop], part.k[:, :, :keys], part.v[:, :, :keys]
-        ))  # fmt: skip
-        with torch.set_grad_enabled(backward):
-            o = attention(q, k, v, causal=w.causal)
-        out[:, :, start:stop] = o.detach()
-        if backward:
-            a, b, c = torch.autograd.grad(o, (q, k, v), part.dout[:, :, start:stop])
-            dq[:, :, start:stop] = a
-            dk[:, :, :keys] += b
-            dv[:, :, :keys] += c
-    return {"out": out, "dq": dq, "dk": dk, "dv": dv}
-
-
-def _eager_masked(w: AttentionWorkload, part: Inputs) -> "dict[str, Tensor]":
-    import torch
-
-    from perfkit.kernels.attention import eager
-
-    q, k, v = leaves = tuple(t.detach().requires_grad_(w.pass_ != "fwd") for t in (part.q, part.k, part.v))
-    with torch.set_grad_enabled(w.pass_ != "fwd"):
-        out = eager.attention(q, k, v, _mask(w, part))
-    found = {"out": out.detach()}
-    if w.pass_ != "fwd":
-        found |= zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, part.dout), strict=True)
     return found
 
 

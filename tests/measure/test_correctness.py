@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from perfkit.measure import correctness
+from perfkit.measure import correctness, oracle
 from perfkit.measure.correctness import (
     FACTOR,
     FLOOR,
@@ -15,6 +15,7 @@ from perfkit.measure.correctness import (
     callables,
     make_inputs,
     require,
+    sample_heads,
 )
 from perfkit.measure.draft import Incorrect
 from perfkit.ops.attention_workload import AttentionWorkload
@@ -175,15 +176,15 @@ def test_chunks_of_the_eager_path_make_the_whole(
 ) -> None:
     w = make(batch=1, kv_heads=1, dtype="fp32", pass_=pass_, **shape)
     inputs = make_inputs(w, "cpu")
-    whole = correctness._eager(w, inputs)
-    monkeypatch.setattr(correctness, "CHUNK_BYTES", 7 * 4 * w.seq_k * 4)  # 7 queries of 4 heads in fp32
-    chunked = correctness._eager(w, inputs)
+    whole = oracle.by_eager(w, inputs)
+    monkeypatch.setattr(oracle, "CHUNK_BYTES", 7 * 4 * w.seq_k * 4)  # 7 queries of 4 heads in fp32
+    chunked = oracle.by_eager(w, inputs)
     for name in ("out",) if pass_ == "fwd" else ("out", "dq", "dk", "dv"):
         torch.testing.assert_close(chunked[name], whole[name], rtol=0, atol=4e-6)
 
 
 def test_a_chunk_of_one_query_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correctness, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(oracle, "CHUNK_BYTES", 1)
     w = make(seq_q=3, seq_k=5, dtype="fp32")
     require(w, errors_of(w, standard))
 
@@ -206,10 +207,10 @@ def test_inputs_are_the_same_for_every_implementation() -> None:
 def test_a_small_workload_is_checked_whole_and_a_large_one_at_both_ends() -> None:
     w = make(batch=2, heads=6, kv_heads=3)
     every = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert correctness.sample_heads(w) == every
-    assert correctness.sample_heads(w, whole_below=w.pairs) == every
-    assert correctness.sample_heads(w, whole_below=w.pairs - 1) == [(0, 0), (1, 2)]
-    assert correctness.sample_heads(make(batch=1, heads=2, kv_heads=2), whole_below=0) == [(0, 0), (0, 1)]
+    assert sample_heads(w) == every
+    assert sample_heads(w, whole_below=w.pairs) == every
+    assert sample_heads(w, whole_below=w.pairs - 1) == [(0, 0), (1, 2)]
+    assert sample_heads(make(batch=1, heads=2, kv_heads=2), whole_below=0) == [(0, 0), (0, 1)]
 
 
 def test_the_scope_says_what_was_compared(monkeypatch: pytest.MonkeyPatch) -> None:
