@@ -168,6 +168,50 @@ def square_slice(side: int, depth: int | None = None) -> int:
     return math.gcd(min(side, 64), depth or 64)
 
 
+def decode_tile(head_dim: int, rows: int, capability: Capability) -> Tile:
+    """The tile of the decode kernel for `rows` query rows of a K/V head: the next power of two in 16..64.
+
+    A stage of K and V takes 32 KiB from 64 columns on, and there are as many stages as leave room for two
+    thread blocks on a multiprocessor of 8.0, 9.0 and 10.0. They compile without spills and were not timed.
+    ValueError for head dims above 256.
+    """
+    if head_dim > 256:
+        raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
+    block_m, width = min(64, max(16, 1 << (rows - 1).bit_length())), max(16, _width(head_dim))
+    stages = {"sm_75": 1, "sm_90": 4, "sm_100": 4}.get(capability_class(capability), 3)
+    if block_m == 64:  # Q takes room too, and instructions that read K from shared memory hold a stage more
+        stages = max(1, min(stages - 1, 3 if width < 256 else 2))
+    return Tile(block_m, min(128, 8192 // width), 8 if block_m == 64 and width == 256 else 4, stages)
+
+
+def combine_tile(splits: int) -> Tile:
+    """The tile of the kernel that merges: block_m is the number of partial results of a row, all of one."""
+    return Tile(splits, 0, 4, 1)
+
+
+def decode_splits(blocks: int, key_blocks: int, sm_count: int, resident: int = 2) -> int:
+    """Shares of the keys that fill a device, where `blocks` programs would run without; none of them empty.
+
+    1 where the blocks alone fill 80 % of `resident` programs a multiprocessor; else the fewest, up to 128 and
+    up to `key_blocks`, whose wave efficiency is within 85 % of the best. FlashAttention-2's rule
+    (`num_splits_heuristic` of its `flash_api.cpp`).
+    """
+    slots = resident * sm_count
+    if blocks >= 0.8 * slots:
+        return 1
+    # Of counts with the same longest share only the least has no empty share.
+    counts = [n for n in range(1, min(128, key_blocks) + 1) if without_empty(n, key_blocks) == n]
+    efficiency = {n: blocks * n / (-(-blocks * n // slots) * slots) for n in counts}
+    best = max(efficiency.values())
+    return next(n for n in counts if efficiency[n] >= 0.85 * best)
+
+
+def without_empty(splits: int, key_blocks: int) -> int:
+    """The number of shares that are not empty when `key_blocks` are dealt out in `splits` equal shares."""
+    share = -(-key_blocks // splits)
+    return -(-key_blocks // share)
+
+
 def sparse1_tiles(head_dim: int, capability: Capability) -> tuple[Tile, Tile]:
     """Those of `flash1_tiles`, but for 8.x, where the check of a mask makes the widest forward tile spill."""
     forward, backward = flash1_tiles(head_dim, capability)

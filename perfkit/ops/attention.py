@@ -4,6 +4,7 @@ from typing import Final
 
 from perfkit.kernels.attention import tiles
 from perfkit.ops import attention_cache as cached
+from perfkit.ops import attention_decode as decode
 from perfkit.ops import attention_flash1 as flash1
 from perfkit.ops import attention_gpt2 as gpt2
 from perfkit.ops import attention_io as io
@@ -201,6 +202,28 @@ IMPLEMENTATIONS: Final = (
             extra_flops=square.square_extra_flops,
             launches=square.square_launches,
             source="4 N_q N_k d / t + 2 N_q N_k + N_q d forward (Saha and Ye, Theorem 3.1)",
+        ),
+    ),
+    Implementation(
+        name="flash-decode",
+        target=f"{KERNELS}.decode:attention",
+        description="a few queries over a K/V cache, split over its keys",
+        role="shipped",
+        named_only=True,
+        dtypes=HALF,
+        workspace=decode.decode_workspace,
+        plan=decode.decode_plan,
+        refuses=decode.decode_refuses,
+        io=IOModel(
+            level="L2",
+            ledger=decode.decode_ledger,
+            tiled=decode.decode_tiled,
+            dram=decode.decode_dram,
+            issued_flops=decode.decode_flops,
+            exps=decode.decode_exps,
+            extra_flops=decode.decode_extra_flops,
+            launches=decode.decode_launches,
+            source="2 h_kv N_k d + (S + 1) h N_q d, and S h N_q (d + 1) fp32 twice (flash-decoding)",
         ),
     ),
     Implementation(

@@ -413,6 +413,8 @@ def test_nobody_moves_less_than_compulsory(n: int, causal: bool, pass_: str) -> 
 )
 def test_issued_flops_cover_the_exact_ones_and_all_counts_are_integers(row: Any, pass_: str) -> None:
     w = square(203, heads=6, kv_heads=2, head_dim=64, causal=True, pass_=pass_)
+    if row.name == "flash-decode" and pass_ != "fwd":
+        pytest.skip("forward only")
     uses = row.plan(w, (9, 0)) if row.plan else ()
     products = {"fwd": 4, "bwd": 8, "fwd-bwd": 12}[pass_]  # the least: nothing is recomputed
     issued, moved = row.io.issued_flops(w, uses), row.io.traffic(w, uses)

@@ -227,7 +227,9 @@ def test_traffic_is_the_sum_and_each_tensor_of_a_kernel_stands_once(
     assert all(read + written > 0 for *_, read, written in found)
 
 
-@pytest.mark.parametrize("row", [row for row in MODELLED if row.name != "square"], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in MODELLED if row.name not in ("square", "flash-decode")], ids=lambda row: row.name
+)
 def test_both_passes_are_one_after_the_other(row: Any) -> None:
     w = {pass_: make(seq_q=203, seq_k=203, head_dim=64, pass_=pass_) for pass_ in PASSES}
     uses = row.plan(w["fwd-bwd"], (9, 0)) if row.plan else ()

@@ -26,6 +26,8 @@ TENSORS_OF: Final = {
     ("sparse1_forward", "partial"): "O in fp32",
     ("sparse1_backward", "partial"): "dQ in fp32",
     ("square_output", "scores"): "S again",
+    ("decode_split", "partial"): "O in fp32",
+    ("decode_combine", "partial"): "O in fp32",
 }
 
 #: (operation of torch, tensors that it reads) -> (step, tensor that it writes).
