@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from perfkit.analysis.held import held
+from perfkit.analysis.held import held, uncounted
 from perfkit.analysis.io_model import Subject, subjects
 from perfkit.analysis.law import laws
 from perfkit.analysis.onchip import on_chip
@@ -94,6 +94,9 @@ def _remarks(study: Study, found: Sequence[Subject], plain: Sequence[Run]) -> It
     for run in study.record.runs:
         if run.status not in ("measured", "modelled"):
             yield f"{run.impl}: {run.status}, {run.reason}"
+    for run in study.record.runs:
+        if reason := uncounted(run):
+            yield f"{run.impl}: not counted: {reason}"
     yield from (note for run in plain for note in run.notes)
     for run in plain:
         differing = held(study.record.op, run) or ()

@@ -35,7 +35,8 @@ def laws_table(found: Sequence[FittedLaw], width: int) -> RenderableType:
         last = head
     sources = dict.fromkeys(f"{one.sweep.impl}: {LAWS[one.sweep.impl].source}" for one in found)
     notes = [
-        "modelled and counted bytes are of matrices; measured ones are all, statistics with them",
+        "modelled and counted bytes are of the leading term; measured ones are all: l, m and LSE with them, "
+        "and the S of square",
         "where d varies, on-chip bytes do not; counted sweeps are shorter than measured ones",
     ]
     return Group(grid(columns, rows, width), *(_note(line) for line in (*notes, *sources)))

@@ -93,7 +93,8 @@ def square_scores(  # type: ignore[no-untyped-def]
 
     tile = tl.where(key_inside[None, :], acc * scale, float("-inf")).to(scores.dtype.element_ty)
     to = scores + (tl.cast(matrix, tl.int64) * seq_q + start_m) * pitch + start_n
-    tl.store(to + rows * pitch + keys[None, :], tile, mask=row_inside & (keys < pitch - start_n)[None, :])
+    inside = row_inside & (keys < pitch - start_n)[None, :]
+    tl.store(to + tl.cast(rows, tl.int64) * pitch + keys[None, :], tile, mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -133,7 +134,7 @@ def square_statistics(  # type: ignore[no-untyped-def]
     matrix = tl.cast(program // tiles_m, tl.int64)
     rows = tl.arange(0, BLOCK_M)
     inside = (rows < seq_q - start_m)[:, None]
-    source = scores + (matrix * seq_q + start_m) * pitch + rows[:, None] * pitch
+    source = scores + (matrix * seq_q + start_m) * pitch + tl.cast(rows, tl.int64)[:, None] * pitch
     new_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     new_sum = tl.zeros([BLOCK_M], tl.float32)
     for start_n in tl.range(0, pitch, BLOCK_N):
@@ -190,7 +191,7 @@ def square_output(  # type: ignore[no-untyped-def]
     columns = tl.arange(0, BLOCK_N)[None, :]
     inside = rows < seq_q - start_m
     wide = columns < HEAD_DIM - start_d
-    source = scores + (first + start_m) * pitch + rows * pitch
+    source = scores + (first + start_m) * pitch + tl.cast(rows, tl.int64) * pitch
     v_from = _rows_of(v, batch, head // group, 0, stride_vb, stride_vh, stride_vn) + start_d + columns
 
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)

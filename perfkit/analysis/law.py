@@ -110,8 +110,8 @@ def _laws(record: Record) -> Iterator[FittedLaw]:
         runs = [run for run in record.runs if run.impl == impl]
         for source, level in _told(row.io.level):
             for sweep in sweeps(row, source):
-                found = [(trial, _bytes(row, trial, runs, source, level)) for trial in sweep.trials]
-                known = [(trial, value) for trial, value in found if value]
+                found = [_point(row, trial, runs, source, level) for trial in sweep.trials]
+                known = [point for point in found if point is not None]
                 if len(known) >= LEAST_POINTS:
                     kept = msgspec.structs.replace(sweep, trials=tuple(trial for trial, _ in known))
                     yield fitted(kept, tuple(value for _, value in known), source, level, row.io.level)
@@ -121,17 +121,21 @@ def _told(own: Level) -> tuple[tuple[Source, Level], ...]:
     return ("modelled", own), ("counted", own), ("measured", "L2"), ("measured", "DRAM")
 
 
-def _bytes(row: Implementation, trial: Trial, runs: list[Run], source: Source, level: Level) -> float | None:
-    """Bytes of the trial's run; None where there is no such run, or it has none."""
+def _point(
+    row: Implementation, trial: Trial, runs: list[Run], source: Source, level: Level
+) -> tuple[Trial, float] | None:
+    """The trial with the workload that ran, and its bytes; None where there is no such run or no bytes."""
     run = next((run for run in runs if trial.is_of(run)), None)
     if run is None or row.io is None:
         return None
     aside = LAWS[row.name].aside
     if source == "modelled":
-        return matrix_bytes(row.io.ledger(run.workload, run.uses), aside)
-    if source == "counted":
-        return matrix_bytes(run.counted, aside)
-    return run.moved(level)
+        value: float | None = matrix_bytes(row.io.ledger(run.workload, run.uses), aside)
+    elif source == "counted":
+        value = matrix_bytes(run.counted, aside)
+    else:
+        value = run.moved(level)
+    return (msgspec.structs.replace(trial, workload=run.workload), value) if value else None
 
 
 def fitted(sweep: Sweep, traffic: tuple[float, ...], source: Source, level: Level, own: Level) -> FittedLaw:

@@ -110,7 +110,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return (self.uses[0].block_m, self.uses[0].block_n) if self.uses else None
 
     def is_of(self, run: Run) -> bool:
-        """Whether `run` is this trial, whatever dtype of 16 bit it ran in."""
+        """Whether `run` is this trial, whatever dtype it ran in."""
         if msgspec.structs.replace(run.workload, dtype=self.workload.dtype) != self.workload:
             return False
         ran = {use.kernel: (use.block_m, use.block_n) for use in run.uses}

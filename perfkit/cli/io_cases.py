@@ -8,11 +8,12 @@ from perfkit.analysis.sweeps import Source, trials
 from perfkit.cli.progress import progress
 from perfkit.errors import UsageError
 from perfkit.model.device import DeviceProfile
+from perfkit.ops.attention_decode import splits_of
 from perfkit.ops.attention_tiles import with_tiles
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation
 from perfkit.ops.plan import table_capability
-from perfkit.record import Record
+from perfkit.record import Record, Run
 
 #: Rows of queries and of keys; None leaves a side as the table has it.
 Sides = tuple[int | None, int | None]
@@ -73,6 +74,13 @@ def marked(record: Record, asked: Sequence[Case]) -> Record:
     )
 
 
+def _pinned(row: Implementation, run: Run) -> Implementation:
+    """The row in as many shares of the keys as the run had: one K/V head alone would take more of them."""
+    if row.name != "flash-decode":
+        return row
+    return msgspec.structs.replace(row, options={**row.options, "splits": splits_of(run.uses)})
+
+
 def counted(record: Record, asked: Sequence[Case]) -> Record:
     """The record with every run that is to be counted executed on the CPU, one K/V head of it."""
     from perfkit.measure.counting.recorded import with_counts
@@ -80,7 +88,12 @@ def counted(record: Record, asked: Sequence[Case]) -> Record:
 
     capability = table_capability(record.device)
     requests = [
-        request(case.row, case.workload, Sampling(programs="alike" if case.trial else "all"), capability)
+        request(
+            _pinned(case.row, run),
+            case.workload,
+            Sampling(programs="alike" if case.trial else "all"),
+            capability,
+        )
         if case.counted and run.status in ("measured", "modelled")
         else None
         for case, run in zip(asked, record.runs, strict=True)

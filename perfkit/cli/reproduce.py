@@ -40,7 +40,7 @@ def reproduce(
     from perfkit.analysis.study import exit_code, study
     from perfkit.cli.figure2_cases import cases
     from perfkit.cli.io_cases import counted, marked
-    from perfkit.cli.output import check_targets, print_plain, terminal_width, titled, write_files
+    from perfkit.cli.output import check_targets, emit, print_plain, terminal_width, titled, write_files
     from perfkit.cli.progress import progress
     from perfkit.errors import UsageError
     from perfkit.measure.choose import choose_backend
@@ -63,6 +63,8 @@ def reproduce(
         record = counted(record, asked)
     subject, found = study(record), figure2(record)
     write_files(titled(figure, subject), targets)
-    if "-" not in targets.values() and found is not None:
+    if found is None:
+        emit(titled(figure, subject), {})  # nothing of it ran: the report says why
+    elif "-" not in targets.values():
         print_plain(render(subject, found, terminal_width()))
-    raise typer.Exit(exit_code(subject) or int(not explained(record)))
+    raise typer.Exit(exit_code(subject) or int(not explained(record, complete=bool(count))))

@@ -56,7 +56,7 @@ def roofline(
     select(found, impl, None)  # nonsense is refused before anything is opened
     options = Options(warm=warm, graph=graph, energy=energy, limit_s=time_limit)
     backend = choose_backend(device, dtype, options)
-    rows = select(found, impl, backend.hardware)
+    rows = select(found, impl, backend.hardware, workload.features)
     tile = o.tile(block_m, block_n)
     rows = [with_tiles(row, workload, backend.profile, *tile) for row in rows]
     with progress(len(rows)) as stage:

@@ -83,15 +83,18 @@ def modelled_rows(op: Op, names: str, workloads: Sequence[AttentionWorkload]) ->
     return rows
 
 
-def select(op: Op, names: str, hardware: str | None) -> list[Implementation]:
+def select(op: Op, names: str, hardware: str | None, features: Sequence[str] = ()) -> list[Implementation]:
     """The implementations that `names` asks for: a list with commas, or `all`.
 
     `all` is what something can be said about: everything that runs on `hardware`, and where nothing runs
-    (None), what has a model; what is slow on purpose has to be named. UsageError names the implementations
-    there are.
+    (None), what has a model; what is slow on purpose has to be named. Of a workload with `features` it is
+    what was made for them. UsageError names the implementations there are.
     """
     if "all" in names.split(","):
-        return [row for row in op.implementations if not row.named_only and _served(row, hardware)]
+        rows = [row for row in op.implementations if _served(row, hardware)]
+        if features:
+            return [row for row in rows if row.role != "oracle" and row.serves.issuperset(features)]
+        return [row for row in rows if not row.named_only]
     allowed = ", ".join(_names(op))
     chosen: dict[str, Implementation] = {}
     for name in (part.strip() for part in names.split(",")):

@@ -42,7 +42,10 @@ def with_tiles(
     if block_m is None and block_n is None:
         return row
     if row.retiled is None:
-        raise UsageError(f"the tiles of {row.name} cannot be chosen", "leave out --block-m and --block-n")
+        raise UsageError(
+            f"the tiles of {row.name} cannot be chosen",
+            "name one of perfkit's own with --impl, such as flash",
+        )
     for option, size in (("--block-m", block_m), ("--block-n", block_n)):
         if size is not None and (not 16 <= size <= 1024 or size & (size - 1)):
             raise UsageError(f"{option} must be a power of two from 16 to 1024, not {size}")

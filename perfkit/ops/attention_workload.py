@@ -70,6 +70,7 @@ class AttentionWorkload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise UsageError(f"pattern '{pattern}' is not as patterns are written", f"write {form}")
         if self.seq_q != self.seq_k:
             raise UsageError(f"a pattern needs as many queries as keys, not {self.seq_q} and {self.seq_k}")
+        patterns.check_size(pattern, self.seq_q)
         if self.causal or self.dropout or self.padding:
             raise UsageError("a pattern excludes a causal mask, dropout and padding", "leave one of them out")
 

@@ -16,7 +16,11 @@ from perfkit.errors import UsageError
 Blocks = tuple[tuple[int, ...], ...]
 
 DEFAULT_BLOCK: Final = 128
-_FORM: Final = re.compile(r"(?P<kind>[a-z]+)(:(?P<parameter>[0-9.]+)(?P<percent>%?))?(@(?P<block>\d+))?")
+#: Blocks a row, at most: a pattern is worked out block by block.
+MOST_BLOCKS: Final = 2048
+_FORM: Final = re.compile(
+    r"(?P<kind>[a-z]+)(:(?P<parameter>[0-9.]{1,8})(?P<percent>%?))?(@(?P<block>\d{1,8}))?"
+)
 
 
 class Pattern(NamedTuple):
@@ -80,11 +84,11 @@ def _number(text: str, form: "re.Match[str]") -> float:
         raise UsageError(f"pattern '{text}': {form['parameter']} is not a number") from error
     if form["kind"] == "random":
         share = value / 100 if form["percent"] else value
-        if not 0 < share <= 1:
-            raise UsageError(f"pattern '{text}': the share must be above 0 and at most 100%")
+        if not 0.0001 <= share <= 1:
+            raise UsageError(f"pattern '{text}': the share must be from 0.01% to 100%")
         return share
-    if form["percent"] or value != int(value):
-        raise UsageError(f"pattern '{text}': the reach is a whole number of blocks")
+    if form["percent"] or value != int(value) or value > MOST_BLOCKS:
+        raise UsageError(f"pattern '{text}': the reach is a whole number of blocks, at most {MOST_BLOCKS}")
     return value
 
 
@@ -93,6 +97,16 @@ def canonical(text: str) -> str:
     pattern = parse(text)
     number = {"random": f":{pattern.parameter * 100:g}%", "local": f":{pattern.parameter:g}", "butterfly": ""}
     return f"{pattern.kind}{number[pattern.kind]}@{pattern.block}"
+
+
+def check_size(text: str, length: int) -> None:
+    """UsageError where `length` rows are more than MOST_BLOCKS blocks."""
+    count = -(-length // parse(text).block)
+    if count > MOST_BLOCKS:
+        raise UsageError(
+            f"pattern '{text}' cuts {length} rows into {count} blocks, and {MOST_BLOCKS} are the most",
+            "choose larger blocks: a power of two up to 1024 behind the @",
+        )
 
 
 @cache

@@ -147,8 +147,9 @@ def test_what_cannot_be_counted_says_why(
     monkeypatch.setattr(recorded, "answers", lambda _: (Failure(message="flash: it broke"),))
     path = tmp_path / "io.json"
     code, found, _ = output([*COUNT, "--json", str(path)], monkeypatch, capsys)
-    assert code == 0
+    assert code == 1
     assert "equal" not in found
+    assert "  flash: not counted: flash: it broke\n" in found
     number = read_record(path).runs[0].numbers["l2_read_counted"]
     assert (number.value, number.reason) == (None, "flash: it broke")
 
@@ -158,7 +159,7 @@ def test_what_cannot_be_counted_says_why(
     [
         (
             ["--impl", "standard", "--block-m", "64"],
-            "the tiles of standard cannot be chosen", "leave out --block-m and --block-n",
+            "the tiles of standard cannot be chosen", "name one of perfkit's own with --impl, such as flash",
         ),
         (
             ["--impl", "flash", "--block-m", "48"],

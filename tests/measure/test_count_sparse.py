@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from perfkit.measure.counting.count import count_all, differences
+from perfkit.measure.counting.count import count_all
 from perfkit.measure.counting.types import Count, Request, Sampling, request
 from perfkit.ops.attention import ATTENTION
+from perfkit.ops.attention_counted import differences
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from perfkit.measure.counting import recorded
-from perfkit.measure.counting.types import Count, Failure, Request, request
+from perfkit.measure.counting.types import Count, CountFailed, Failure, Request, request
 from perfkit.measure.fake_backend import FakeBackend
 from perfkit.measure.session import run_session
 from perfkit.model.traffic import Traffic
@@ -65,3 +65,20 @@ def test_ctrl_c_leaves_what_was_counted(record: Record, monkeypatch: pytest.Monk
     assert reasons
     assert set(reasons) == {"interrupted before it was counted"}
     assert found.runs[1].value("l2_read_counted") is None
+    assert {run.status for run in found.runs if not run.counted} == {"interrupted"}
+    assert found.runs[1].value("l2_read") is not None  # what was measured stays
+
+
+def test_a_process_that_dies_costs_its_own_count_only(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(given: Sequence[Request]) -> tuple[Count | Failure, ...]:
+        if given[0].workload.seq_q == 128:
+            raise CountFailed("the process that counts ended with status -9: no word")
+        return tuple(map(answer, given))
+
+    monkeypatch.setattr(recorded, "answers", killed)
+    found = recorded.with_counts(record, requests(record), lambda *_: None)
+    assert [run.value("l2_read_counted") for run in found.runs] == [64, None, 256]
+    reason = found.runs[1].numbers["l2_read_counted"].reason
+    assert reason == "the process that counts ended with status -9: no word"

@@ -252,14 +252,15 @@ def test_scores_that_exceed_l2_are_read_by_two_kernels() -> None:
 
 
 def test_keys_that_exceed_l2_are_read_by_every_wave() -> None:
-    # K is 33 MB, 52 % of L2. Tiles of 64: 1000 columns, so that a row of tiles has the device to itself, and
-    # K is read 1000 times. O has 4 columns: 132 programs are 33 rows at a time, ceil(1000 / 33) = 31 waves.
-    w = square(64000, head_dim=256)
+    # K is 34 MB, 54 % of L2. Tiles of 64: 1046 columns, so that a row of tiles has the device to itself, and
+    # K is read 1046 times. O has 4 columns: 132 programs are 33 rows at a time, ceil(1046 / 33) = 32 waves.
+    n = 64 * 1046
+    w = square(n, head_dim=256)
     found = io.square_dram(w, tiles(64), H200)
-    tensor, scores = 64000 * 256 * 2, 64000**2 * 2
-    assert found.traffic.read_bytes == tensor * (1 + 1000 + 31) + 2 * scores + 8 * 64000
-    assert "K of 1 head(s) in flight take 52% of L2: read once by each of 1000 waves" in found.reason
-    assert "V of 1 head(s) in flight take 52% of L2: read once by each of 31 waves" in found.reason
+    tensor, scores = n * 256 * 2, n**2 * 2
+    assert found.traffic.read_bytes == tensor * (1 + 1046 + 32) + 2 * scores + 8 * n
+    assert "K of 1 head(s) in flight take 54% of L2: read once by each of 1046 waves" in found.reason
+    assert "V of 1 head(s) in flight take 54% of L2: read once by each of 32 waves" in found.reason
 
 
 # The row.

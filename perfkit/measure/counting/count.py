@@ -23,7 +23,6 @@ from perfkit.measure.counting.types import (
     Sampling,
     request,
 )
-from perfkit.ops.attention_counted import differences as differences  # until all import it from there
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, Op
 

@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Final
 
 import msgspec
 
 from perfkit.measure.counting.count import answers
-from perfkit.measure.counting.types import Count, Failure, Request
+from perfkit.measure.counting.types import Count, CountFailed, Failure, Request
 from perfkit.ops.base import total
 from perfkit.record import Number, Record, Run, number, unavailable
 
 TAGS: Final = ("l2_read_counted", "l2_write_counted")
+LEFT: Final = "interrupted before it was counted"
 
 
 def with_counts(
@@ -20,8 +21,8 @@ def with_counts(
 ) -> Record:
     """The record with the count of each run that has a request, in the order of its runs.
 
-    Processes run side by side, one a core. What cannot be counted keeps the reason; Ctrl-C leaves what there
-    is.
+    Processes run side by side, one a core. What cannot be counted keeps the reason. After Ctrl-C a run that
+    was not counted is an interrupted one, and keeps all numbers that it has.
     """
     runs = list(record.runs)
     wanted = [(at, request) for at, request in enumerate(requests) if request is not None]
@@ -31,15 +32,24 @@ def with_counts(
         for done, future in enumerate(as_completed(started)):
             at = started[future]
             stage(f"{runs[at].impl} ({done + 1} of {len(wanted)})", "executed on the CPU")
-            (answer,) = future.result()
-            runs[at] = with_count(runs[at], answer)
+            runs[at] = with_count(runs[at], _answer(future))
     except KeyboardInterrupt:
         for at, _ in wanted:
             if not runs[at].counted:
-                runs[at] = _with(runs[at], _absent("interrupted before it was counted"))
+                left = _with(runs[at], _absent(LEFT))
+                runs[at] = msgspec.structs.replace(left, status="interrupted", reason=LEFT)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return msgspec.structs.replace(record, runs=tuple(runs))
+
+
+def _answer(future: Future[tuple[Count | Failure, ...]]) -> Count | Failure:
+    """The one answer of a process; a process that died is an answer too."""
+    try:
+        (answer,) = future.result()
+    except CountFailed as error:
+        return Failure(message=error.message, hint=error.hint)
+    return answer
 
 
 def with_count(run: Run, answer: Count | Failure) -> Run:
