@@ -28,9 +28,10 @@ one all-d64-16k --impl all
 perfkit compare-d64 compare standard flash --seq 1k,2k,4k,8k,16k
 perfkit compare-d128 compare standard flash sdpa-cudnn --seq 4k,16k,64k --head-dim 128
 perfkit compare-gpt2-medium compare standard flash --batch 64 --seq 1k --pass fwd-bwd
-perfkit io-law io --sweep --impl standard,flash1,flash,square --time-limit 0.3
+mkdir -p "$folder/io"
+perfkit io/law io --sweep --impl standard,flash1,flash,square --time-limit 0.3
 for dim in 64 128; do
-  perfkit io-dram-d$dim io --impl flash --heads 16 --head-dim $dim --time-limit 0.3 \
+  perfkit io/dram-d$dim io --impl flash --heads 16 --head-dim $dim --time-limit 0.3 \
     --seq 2k,4k,8k,16k,32k,64k,96k,128k,192k,256k
 done
-perfkit fa1-fig2 reproduce fa1-fig2
+perfkit io/fa1-fig2 reproduce fa1-fig2
