@@ -138,3 +138,13 @@ def test_nan_is_a_wrong_result(backend: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_number_that_is_there_carries_no_reason_for_its_absence(record: Record) -> None:
     assert record.runs[0].value("time_low") is not None
     assert record.runs[0].numbers["time_low"].reason is None
+
+
+def test_the_roof_is_the_best_of_several_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 256^3 in 4 s, transposed in 2 s, 16 of 64^3 in 1 s: 8.4, 16.8 and 8.4 MFLOP/s."""
+    times = iter((4.0, 2.0, 1.0))
+    monkeypatch.setattr(cpu_backend, "MATMUL", 256)
+    monkeypatch.setattr(cpu_backend, "_best", lambda _: next(times))
+    torch = pytest.importorskip("torch")
+    rate = cpu_backend._matmul_rate(torch.float32)
+    assert rate == max(2 * 256**3 / 4, 2 * 256**3 / 2, 16 * 2 * 64**3 / 1)
