@@ -35,6 +35,11 @@ def drawn(found: Sequence[FittedLaw]) -> tuple[FittedLaw, ...]:
     )
 
 
+def beneath(found: Sequence[FittedLaw]) -> tuple[FittedLaw, ...]:
+    """What was measured at DRAM where the law is of SM<->L2: what L2 leaves of the bytes."""
+    return tuple(one for one in found if one.law is None and one.source == "measured" and one.level == "DRAM")
+
+
 def letters(found: Sequence[FittedLaw]) -> dict[tuple[Source, str], str]:
     """(source, implementation) -> its letter in all pictures."""
     names = dict.fromkeys(
@@ -51,12 +56,20 @@ def line(one: FittedLaw) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def law_plots(found: Sequence[FittedLaw], width: int) -> Iterator[RenderableType]:
-    """A picture for each variable below its title, `width` columns wide, and what the letters mean."""
+    """A picture for each variable below its title, `width` columns wide, and what the letters mean.
+
+    Where the law is of SM<->L2, what was measured at DRAM has pictures of its own, without a slope.
+    """
     names, rows = letters(found), drawn(found)
     for variable in VARIABLES:
         here = [one for one in rows if one.sweep.variable == variable]
         if here:
             yield Text(f"bytes against {_AXES[variable]}")
+            yield _panel(here, names, width)
+    for variable in VARIABLES:
+        here = [one for one in beneath(found) if one.sweep.variable == variable]
+        if here:
+            yield Text(f"DRAM bytes against {_AXES[variable]} (measured; the same letters)")
             yield _panel(here, names, width)
     if rows:
         yield from _legend(rows, names)
@@ -68,7 +81,7 @@ def _panel(here: Sequence[FittedLaw], names: dict[tuple[Source, str], str], widt
         for one in here:
             if (one.source, one.sweep.impl) == key:
                 marks[letter] = [(int(x), y) for x, y in zip(one.xs, one.traffic, strict=True)]
-    slopes: list[Curve] = [[(int(x), y) for x, y in line(one)] for one in here]
+    slopes: list[Curve] = [[(int(x), y) for x, y in line(one)] for one in here if one.law is not None]
     points = [point for curve in (*marks.values(), *slopes) for point in curve]
     xs, ys = [math.log10(x) for x, _ in points], [math.log10(y) for _, y in points]
     margin = (max(xs) - min(xs)) / 16

@@ -33,6 +33,8 @@ def parts(found: tuple[FittedLaw, ...], width: int = 80) -> dict[str, list[str]]
             title = "legend"
         elif lines[0].startswith("bytes against "):
             title = lines[0].removeprefix("bytes against ")
+        elif lines[0].startswith("DRAM bytes against "):
+            title = f"DRAM {lines[0].removeprefix('DRAM bytes against ').split(' (')[0]}"
         else:
             pictures["legend"] += lines
     return pictures
@@ -57,7 +59,10 @@ def one_of(found: tuple[FittedLaw, ...], impl: str, source: str, variable: str, 
 def test_a_panel_for_each_variable_with_a_letter_for_each_point(swept: MakeSwept) -> None:
     found = laws(swept(*ALL))
     pictures = parts(found)
-    assert list(pictures) == ["legend", "N", "d, on-chip bytes fixed", "M in elements"]
+    titles = ["N", "d, on-chip bytes fixed", "M in elements"]
+    assert list(pictures) == ["legend", *titles, *(f"DRAM {title}" for title in titles)]
+    # At DRAM only what has its law between SMs and L2: not standard, A.
+    assert [bool(marks(pictures["DRAM N"], letter)) for letter in "ABC"] == [False, True, True]
     assert letters(found) == {("measured", "standard"): "A", ("measured", "flash1"): "B",
                               ("measured", "flash"): "C"}  # fmt: skip
     titles = {"N": "N", "d": "d, on-chip bytes fixed", "M": "M in elements"}
@@ -144,7 +149,7 @@ def test_bytes_at_another_level_are_not_drawn(swept: MakeSwept) -> None:
 def test_size_and_frame(width: int, swept: MakeSwept) -> None:
     found = laws(swept(*ALL))
     pictures = parts(found, width)
-    assert len(pictures) == 4
+    assert len(pictures) == 1 + 2 * 3
     for title, lines in pictures.items():
         if title != "legend":
             assert len(lines) == HEIGHT
