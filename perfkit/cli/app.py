@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from perfkit import __version__
+from perfkit.cli.cache import cache
 from perfkit.cli.compare import compare
 from perfkit.cli.devices import devices
 from perfkit.cli.doctor import doctor
@@ -29,6 +30,7 @@ app.command()(report)
 app.command()(gate)
 app.command()(io)
 app.command()(reproduce)
+app.command()(cache)
 app.command()(devices)
 app.command()(doctor)
 
