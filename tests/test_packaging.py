@@ -71,7 +71,7 @@ def test_the_wheel_has_kernels_profiles_and_reports_below_perfkit(built):
         kept = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".toml")]
         assert kept
         assert {f"perfkit/{path.relative_to(ROOT).as_posix()}" for path in kept} <= names
-    assert "perfkit/kernels/attention/flash.py" in names
+    assert {"perfkit/kernels/attention/flash.py", "perfkit/ops/models.toml"} <= names
 
 
 def test_the_wheel_has_every_module_of_the_engine_and_nothing_at_top_level(built):

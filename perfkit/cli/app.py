@@ -11,6 +11,7 @@ from perfkit.cli.devices import devices
 from perfkit.cli.doctor import doctor
 from perfkit.cli.gate import gate
 from perfkit.cli.io import io
+from perfkit.cli.models import models
 from perfkit.cli.report import report
 from perfkit.cli.reproduce import reproduce
 from perfkit.cli.roofline import roofline
@@ -31,6 +32,7 @@ app.command()(gate)
 app.command()(io)
 app.command()(reproduce)
 app.command()(cache)
+app.command()(models)
 app.command()(devices)
 app.command()(doctor)
 
