@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .cache import Cache, New
 from .masks import Mask
 from .shape import Shape, checked_shape, softmax_scale
+from .spans import Spans
 from .use import KernelUse
 
 CHUNK_BYTES = 1 << 28
@@ -120,12 +122,13 @@ def attention(
     scale: float | None = None,
     uses: list[KernelUse] | None = None,  # noqa: ARG001 - one signature for all implementations
     oracle_dtype: torch.dtype = torch.float64,
-    blocks: Tensor | None = None,
-    block: int = 0,
+    spans: Spans | None = None,
     lengths: Tensor | None = None,
+    cache: Cache | None = None,  # noqa: ARG001 - k and v are what it holds
+    new: New | None = None,  # noqa: ARG001 - and k and v have these already
 ) -> Tensor:
     """O [B, h, N_q, d] in `oracle_dtype` (not q's dtype; gradients have their input's). Masks: see `Mask`."""
-    mask = Mask(causal, blocks, block, lengths)
+    mask = Mask(causal, spans, lengths)
     out: Tensor = _Reference.apply(q, k, v, mask, scale, oracle_dtype)  # type: ignore[no-untyped-call]
     return out
 

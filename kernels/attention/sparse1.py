@@ -14,10 +14,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .block_lists import BlockLists, block_lists
 from .flash1 import _updated
 from .flash1_rows import load_again, load_partial, load_sums
+from .listed import check_spans, seen_blocks
 from .shape import checked_shape, softmax_scale
+from .spans import Spans
 from .sparse1_backward import backward
 from .tile_io import (
     LOG2_E,
@@ -72,8 +73,8 @@ def sparse1_forward(  # type: ignore[no-untyped-def]
 ):
     """O = softmax(scale Q K^T) V of one head over visible blocks, with l and m as in `flash1_forward`.
 
-    `mask` is `BlockLists.seen`: a turn of the inner loop is taken where it is not 0. Between blocks of keys O
-    is in `partial`, in float32; the last tile of keys that a row sees writes `out` instead.
+    `mask` is what `seen_blocks` gives: a turn of the inner loop is taken where it is not 0. Between blocks of
+    keys O is in `partial`, in float32; the last tile of keys that a row sees writes `out` instead.
 
     Traffic per head, e bytes per element, T_r and T_c the tiles of rows and of keys, r_j the Q rows in the
     blocks that see tile j, V = sum_j r_j:
@@ -144,7 +145,7 @@ def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lists: BlockLists,
+    seen: Tensor,
     block: int,
     scale: float | None = None,
     *,
@@ -153,8 +154,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(O, l, m): O like q; l and m float32 [B, h, N], m of the scores times log2 e. No autograd.
 
-    `lists` is what `block_lists` gives; `tile` overrides the table of `tiles.py`, its sides cut to `block`.
-    See `sparse1_forward` for the traffic.
+    `seen` is what `seen_blocks` gives for blocks of `block` rows. `tile` overrides the table of `tiles.py`,
+    its sides cut to `block`. See `sparse1_forward` for the traffic.
     """
     shape = checked_shape(q, k, v)
     check_served(q)
@@ -169,7 +170,7 @@ def forward(
             q,
             k,
             v,
-            lists.seen,
+            seen,
             partial,
             row_sum,
             row_max,
@@ -202,7 +203,7 @@ class _Sparse1(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        lists: BlockLists,
+        seen: Tensor,
         block: int,
         scale: float | None,
         tiles: Sequence[Sequence[int]] | None,
@@ -210,10 +211,10 @@ class _Sparse1(torch.autograd.Function):
     ) -> Tensor:
         chosen = [Tile(*tile) for tile in tiles] if tiles else None
         out, row_sum, row_max = forward(
-            q, k, v, lists, block, scale, tile=chosen[0] if chosen else None, uses=uses
+            q, k, v, seen, block, scale, tile=chosen[0] if chosen else None, uses=uses
         )
         ctx.save_for_backward(q, k, v, out, row_sum, row_max)
-        ctx.lists, ctx.block, ctx.scale, ctx.uses = lists, block, scale, uses
+        ctx.seen, ctx.block, ctx.scale, ctx.uses = seen, block, scale, uses
         ctx.tile = chosen[1] if chosen else None
         return out
 
@@ -229,7 +230,7 @@ class _Sparse1(torch.autograd.Function):
             row_sum,
             row_max,
             dout,
-            ctx.lists,
+            ctx.seen,
             ctx.block,
             ctx.scale,
             tile=ctx.tile,
@@ -245,18 +246,20 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
-    blocks: Tensor | None = None,
-    block: int = 0,
+    spans: Spans | None = None,
     tiles: Sequence[Sequence[int]] | None = None,
     uses: list[KernelUse] | None = None,
 ) -> Tensor:
     """O like q, [B, h, N, d], float16 or bfloat16, over the keys in visible blocks.
 
-    `blocks` and `block` as in `block_sparse.attention`. `tiles` = (the forward kernel's, the backward
-    kernel's) overrides the table of `tiles.py`, sides cut to `block`. `uses` receives what the forward kernel
-    used at call, and the backward kernel when autograd runs. ValueError for a causal mask, for blocks that
-    are none, other dtypes, head dims outside 16..256 or no multiple of 8, and no CUDA device.
+    `spans` as in `block_sparse.attention`, but of blocks: each block of queries sees one, and each of keys is
+    seen. `tiles` = (the forward kernel's, the backward kernel's) overrides the table of `tiles.py`, sides cut
+    to the block. `uses` receives what the forward kernel used at call, and the backward kernel when autograd
+    runs. ValueError for a causal mask, for spans of other masks, other dtypes, head dims outside 16..256 or
+    no multiple of 8, and no CUDA device.
     """
-    lists = block_lists(checked_shape(q, k, v), blocks, block, causal)
-    out: Tensor = _Sparse1.apply(q, k, v, lists, block, scale, tiles, uses)  # type: ignore[no-untyped-call]
+    shape = checked_shape(q, k, v)
+    spans = check_spans(spans, shape, causal)
+    seen = seen_blocks(spans, shape)
+    out: Tensor = _Sparse1.apply(q, k, v, seen, spans.step, scale, tiles, uses)  # type: ignore[no-untyped-call]
     return out

@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .block_lists import BlockLists
 from .flash1_backward import _gradients
 from .flash1_rows import load_again, load_partial, load_sums
 from .shape import checked_shape, softmax_scale
@@ -182,7 +181,7 @@ def backward(
     row_sum: Tensor,
     row_max: Tensor,
     dout: Tensor,
-    lists: BlockLists,
+    seen: Tensor,
     block: int,
     scale: float | None = None,
     *,
@@ -209,7 +208,7 @@ def backward(
             dout,
             row_sum,
             row_max,
-            lists.seen,
+            seen,
             partial,
             dq,
             dk,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from perfkit.measure.cache_inputs import cached
 from perfkit.ops import patterns
 from perfkit.ops.attention_workload import AttentionWorkload
 
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 class Inputs(msgspec.Struct, frozen=True):
     """The tensors of a workload; `dout` is the gradient that a backward pass starts from.
 
-    `given` are keyword arguments of the implementation for what else the workload has: a pattern's `blocks`
-    (bool [T, T]) and `block` (their rows), `dropout` with a list `drawn` that receives the mask of what was
-    kept (bool [B, h, N_q, N_k]), and `lengths` (int32 [B], the keys that are no padding).
+    `given` are keyword arguments of the implementation for what else the workload has: a pattern's `spans`,
+    `dropout` with a list `drawn` that receives the mask of what was kept (bool [B, h, N_q, N_k]), `lengths`
+    (int32 [B], the keys that are no padding), and `cache` and `new` (see `cache_inputs`).
     """
 
     q: Any
@@ -38,7 +39,9 @@ def make_inputs(w: AttentionWorkload, device: str, seed: int = 0) -> Inputs:
         return torch.randn(size, generator=generator, device=device, dtype=dtype)
 
     q, k, v = draw(w.heads, w.seq_q), draw(w.kv_heads, w.seq_k), draw(w.kv_heads, w.seq_k)
-    return Inputs(q=q, k=k, v=v, dout=draw(w.heads, w.seq_q), given=_given(w, device))
+    dout = draw(w.heads, w.seq_q)
+    k, v, of_cache = cached(w, k, v)
+    return Inputs(q=q, k=k, v=v, dout=dout, given=_given(w, device) | of_cache)
 
 
 def _given(w: AttentionWorkload, device: str) -> dict[str, Any]:
@@ -47,11 +50,8 @@ def _given(w: AttentionWorkload, device: str) -> dict[str, Any]:
 
     given: dict[str, Any] = {}
     if w.pattern is not None:
-        rows = patterns.blocks(w.pattern, w.seq_q)
-        seen = torch.zeros(len(rows), len(rows), dtype=torch.bool)
-        for at, columns in enumerate(rows):
-            seen[at, list(columns)] = True
-        given |= {"blocks": seen.to(device), "block": patterns.parse(w.pattern).block}
+        found = patterns.spans(w.pattern, w.seq_q, w.seq_k)
+        given["spans"] = found._replace(ends=torch.from_numpy(found.ends).to(device))
     if w.dropout:
         given |= {"dropout": w.dropout, "drawn": []}
     if w.padding:

@@ -36,8 +36,7 @@ def _mask(w: AttentionWorkload, part: Inputs) -> "Mask":
     given = part.given
     return Mask(
         causal=w.causal,
-        blocks=given.get("blocks"),
-        block=given.get("block", 0),
+        spans=given.get("spans"),
         lengths=given.get("lengths"),
         kept=given["drawn"][0] if w.dropout else None,
         dropout=w.dropout,

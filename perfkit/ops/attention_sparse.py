@@ -1,13 +1,16 @@
-"""The IO model of `block-sparse`: FlashAttention-2's loops over the visible blocks of a mask.
+"""The IO model of `block-sparse`: FlashAttention-2's loops over the tiles that hold a visible pair.
 
 Source: Dao et al., arXiv 2205.14135, section 3.3; the loop order is that of arXiv 2307.08691, with which
-2 N d + s T_r 2 N d elements move forward, s the share of blocks that are visible. On-chip memory M holds the
+2 N d + s T_r 2 N d elements move forward, s the share of tiles that are visited. On-chip memory M holds the
 tiles of Q and O, 2 B_r d elements, and so that is Theta(N d + N^2 d^2 s / M), as Proposition 4 of the former
-says of its own order. Results are totals over batch and heads.
+says of its own order. A window of w keys moves 2 N d + T_r 2 (w + B_r + B_c) d at most. Results are totals
+over batch and heads.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 from perfkit.errors import UsageError
 from perfkit.kernels.attention import tiles
@@ -19,6 +22,9 @@ from perfkit.ops.attention_tiles import chosen
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse, Ledger, Moved, Retiling, Uses
 
+if TYPE_CHECKING:
+    from perfkit.kernels.attention.spans import Spans, TileList, TileLists
+
 FORWARD: Final = "block_sparse_forward"
 DKDV: Final = "block_sparse_dkdv"
 DQ: Final = "block_sparse_dq"
@@ -29,16 +35,18 @@ _LOOPS_OF: Final = {
     "flash_dkdv": DKDV,
     "flash_dq": DQ,
 }
-LISTS: Final = frozenset({"offsets", "columns", "rows"})
-#: Lists are int32. Where a list begins and ends are two numbers.
+LISTS: Final = frozenset({"offsets", "partial", "members", "spans"})
+#: Lists are int32, and so is each end of a span.
 ENTRY_BYTES: Final = 4
+#: Whose tiles the memory that lists take is worked out for, where no device is given.
+USUAL: Final = (9, 0)
 
 
 class Visits(NamedTuple):
     """What the tiles of a kernel visit in one query head.
 
     Rows of K that the tiles of queries read together, rows of Q that the tiles of keys read together, and the
-    pairs of tiles. Tiles do not cross blocks.
+    pairs of tiles.
     """
 
     keys: int
@@ -46,29 +54,52 @@ class Visits(NamedTuple):
     pairs: int
 
 
-def visible(w: AttentionWorkload) -> tuple[patterns.Blocks, int]:
-    """The visible blocks by block of queries, and the rows of a block; without a pattern one block is all."""
+def unstrided(w: AttentionWorkload) -> AttentionWorkload:
+    """What the kernels are given: a dilated window is a window in each of D sequences of every D-th token."""
+    if w.pattern is None or (stride := patterns.stride_of(w.pattern)) == 1:
+        return w
+    width, rows = patterns.parse(w.pattern).numbers[0], w.seq_q // stride
+    window = f"window:{width:.0f}"
+    return msgspec.structs.replace(w, batch=w.batch * stride, seq_q=rows, seq_k=rows, pattern=window)
+
+
+def mask_of(w: AttentionWorkload) -> "Spans":
+    """The spans that the kernels are given; without a pattern one block is all."""
+    import numpy as np
+
+    from perfkit.kernels.attention.spans import Spans
+
+    w = unstrided(w)
     if w.pattern is None:
-        return ((0,),), max(w.seq_q, w.seq_k)
-    return patterns.blocks(w.pattern, w.seq_q), patterns.parse(w.pattern).block
+        return Spans(np.array([[[0, w.seq_k]]], np.int32), 1 << 30)
+    return patterns.spans(w.pattern, w.seq_q, w.seq_k)
+
+
+def lists_of(w: AttentionWorkload, tile: KernelUse) -> "TileLists":
+    """The tiles that a kernel with this tile visits."""
+    w = unstrided(w)
+    if w.pattern is not None:
+        return patterns.tile_lists(w.pattern, w.seq_q, w.seq_k, tile.block_m, tile.block_n)
+    from perfkit.kernels.attention.spans import tile_lists
+
+    spans = mask_of(w)
+    return tile_lists(spans.ends, spans.step, w.seq_q, w.seq_k, tile.block_m, tile.block_n)
 
 
 def visits(w: AttentionWorkload, tile: KernelUse) -> Visits:
-    """What the tiles visit: those of the last block, which may be partial, as far as there are rows."""
-    rows, block = visible(w)
-    last = len(rows) - 1
-    edge_keys = w.seq_k - last * block
-    keys = queries = pairs = 0
-    for at, columns in enumerate(rows):
-        height = min(block, w.seq_q - at * block)
-        edge = columns[-1] == last
-        whole = len(columns) - edge
-        high = -(-height // tile.block_m)
-        wide = whole * -(-block // tile.block_n) + edge * -(-edge_keys // tile.block_n)
-        keys += high * (whole * block + edge * edge_keys)
-        queries += wide * height
-        pairs += high * wide
-    return Visits(keys, queries, pairs)
+    """What the tiles visit: those at the end as far as there are rows."""
+    w = unstrided(w)
+    found = lists_of(w, tile)
+    keys = _rows(found.by_queries.members, tile.block_n, w.seq_k)
+    queries = _rows(found.by_keys.members, tile.block_m, w.seq_q)
+    return Visits(int(keys.sum()), int(queries.sum()), len(found.by_queries.members))
+
+
+def _rows(members: Any, side: int, length: int) -> Any:
+    """The rows of each tile: `side`, and fewer of the last."""
+    import numpy as np
+
+    return np.minimum(side, length - members.astype(np.int64) * side)
 
 
 def block_sparse_tiled(w: AttentionWorkload) -> tuple[str, ...]:
@@ -77,17 +108,27 @@ def block_sparse_tiled(w: AttentionWorkload) -> tuple[str, ...]:
 
 
 def block_sparse_plan(w: AttentionWorkload, capability: tuple[int, int]) -> Uses:
-    """The tiles that would run on a device of this compute capability: `flash`'s, cut to the block."""
-    capability = max(capability, (7, 5))
-    forward = tiles.forward_tile(w.head_dim, capability, False)
-    return cut(w, (FORWARD, DKDV, DQ), (forward, *tiles.backward_tiles(w.head_dim, capability, False)))
+    """The tiles that would run on a device of this compute capability: `flash`'s, cut to the block.
+
+    Those of its causal kernels, which have two loops as well, for a pattern without blocks.
+    """
+    capability, cuts = max(capability, (7, 5)), w.pattern is not None and not patterns.is_blocked(w.pattern)
+    forward = tiles.forward_tile(w.head_dim, capability, cuts)
+    return cut(w, (FORWARD, DKDV, DQ), (forward, *tiles.backward_tiles(w.head_dim, capability, cuts)))
 
 
 def cut(w: AttentionWorkload, kernels: tuple[str, ...], found: tuple[tiles.Tile, ...]) -> Uses:
-    """The tiles of `kernels`, no side longer than the pattern's block."""
-    block = patterns.parse(w.pattern).block if w.pattern else max(max(tile[:2]) for tile in found)
-    named = zip(kernels, (tiles.within(tile, block) for tile in found), strict=True)
+    """The tiles of `kernels`, no side longer than the pattern's block, if it has blocks."""
+    if (block := block_of(w)) is not None:
+        found = tuple(tiles.within(tile, block) for tile in found)
+    named = zip(kernels, found, strict=True)
     return tuple(KernelUse(kernel=name, **tile._asdict()) for name, tile in named)
+
+
+def block_of(w: AttentionWorkload) -> int | None:
+    """The rows of a block of the pattern; None where it has no blocks."""
+    blocked = w.pattern is not None and patterns.is_blocked(w.pattern)
+    return patterns.parse(str(w.pattern)).block if blocked else None
 
 
 def within_blocks(
@@ -100,9 +141,9 @@ def within_blocks(
     def retiled(
         w: AttentionWorkload, device: DeviceProfile, block_m: int | None, block_n: int | None
     ) -> tuple[Mapping[str, Any], Uses]:
-        _, block = visible(w)
+        block = block_of(w)
         for option, size in (("--block-m", block_m), ("--block-n", block_n)):
-            if w.pattern is not None and size is not None and size > block:
+            if block is not None and size is not None and size > block:
                 raise UsageError(
                     f"{option} {size} is more than the {block} rows of a block of {w.pattern}",
                     f"choose at most {block}, or a pattern with @{size}",
@@ -113,26 +154,27 @@ def within_blocks(
 
 
 def sparse_refuses(w: AttentionWorkload) -> str | None:
-    """Why neither block-sparse implementation can serve the workload; None where they can."""
+    """Why `block-sparse` cannot serve the workload; None where it can."""
     if w.pattern is None:
-        return "there is no block mask: name a pattern, such as random:25%"
+        return "there is no mask: name a pattern, such as random:25% or window:4096"
     if not 16 <= w.head_dim <= 256 or w.head_dim % 8:
         return f"head dim {w.head_dim}: block-sparse kernels take multiples of 8 from 16 to 256"
     return None
 
 
 def block_sparse_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
-    """What the kernels of the pass move between SMs and L2: that of `flash` for visible blocks, and lists."""
+    """What the kernels of the pass move between SMs and L2: that of `flash` for visited tiles, and lists."""
+    w = unstrided(w)
     moved: list[Moved] = []
     if w.pass_ != "bwd":
         tile = tile_of(uses, FORWARD)
         moved += flash_forward_ledger(w, visits(w, tile).keys)
-        moved += _list("flash_forward", "columns", w, tile, -(-w.seq_q // tile.block_m) * w.heads)
+        moved += _along_keys("flash_forward", w, tile)
     if w.pass_ != "fwd":
         dkdv, dq = tile_of(uses, DKDV), tile_of(uses, DQ)
         moved += flash_backward_ledger(w, visits(w, dkdv).queries, visits(w, dq).keys)
-        moved += _list("flash_dkdv", "rows", w, dkdv, -(-w.seq_k // dkdv.block_n) * w.kv_heads)
-        moved += _list("flash_dq", "columns", w, dq, -(-w.seq_q // dq.block_m) * w.heads)
+        moved += _along_queries("flash_dkdv", w, dkdv)
+        moved += _along_keys("flash_dq", w, dq)
     order = list(_LOOPS_OF)
     return tuple(
         Moved(kernel=_LOOPS_OF[entry.kernel], tensor=entry.tensor, traffic=entry.traffic)
@@ -140,16 +182,46 @@ def block_sparse_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
     )
 
 
-def _list(kernel: str, members: str, w: AttentionWorkload, tile: KernelUse, programs: int) -> Ledger:
-    """Each program reads where its list begins and ends; for every tile that it visits, of which block it is.
+def _along_keys(kernel: str, w: AttentionWorkload, tile: KernelUse) -> Ledger:
+    """The lists of tiles of keys; the spans of each row whose tile meets one in part, once a program."""
+    found, heads = lists_of(w, tile).by_queries, w.batch * w.heads
+    rows = int(_rows(found.partial.nonzero()[0], tile.block_m, w.seq_q).sum())
+    return _list(kernel, w, found, heads, heads, rows)
 
-    Where the last block is partial, each program also reads its last member, to see whether it is that one.
-    `programs` are of one batch.
+
+def _along_queries(kernel: str, w: AttentionWorkload, tile: KernelUse) -> Ledger:
+    """The lists of tiles of queries, for each query head; the spans of their rows with every tile."""
+    import numpy as np
+
+    found = lists_of(w, tile).by_keys
+    parts = found.offsets[:-1] + found.partial  # where in a list those that are met in full begin
+    in_part = np.arange(len(found.members)) < parts.repeat(np.diff(found.offsets))
+    rows = int(_rows(found.members[in_part], tile.block_m, w.seq_q).sum())
+    return _list(kernel, w, found, w.batch * w.kv_heads, w.batch * w.heads, rows)
+
+
+def _list(
+    kernel: str, w: AttentionWorkload, found: "TileList", programs: int, walks: int, rows: int
+) -> Ledger:
+    """Where a list begins and ends for each program of a tile; its members for each walk along them.
+
+    Where lists are split, how many are met in part as well, and the spans of `rows` rows a walk. Of members
+    that have consecutive numbers the first alone is read.
     """
-    _, block = visible(w)
-    steps = w.heads * visits(w, tile).pairs + (programs if w.seq_k % block else 0)
-    read = {"offsets": w.batch * 2 * ENTRY_BYTES * programs, members: w.batch * ENTRY_BYTES * steps}
-    return step(kernel, read, {})
+    from perfkit.kernels.attention.spans import walk_of
+
+    spans = mask_of(w)
+    walk, count = walk_of(found, spans.step), len(found.partial)
+    sizes = found.offsets[1:] - found.offsets[:-1]
+    full = sizes - (found.partial if walk.split else 0)
+    members = int((sizes - full).sum()) + int((full > 0).sum() if walk.runs else full.sum())
+    read = {
+        "offsets": programs * 2 * ENTRY_BYTES * count,
+        "partial": programs * ENTRY_BYTES * count if walk.split else 0,
+        "members": walks * ENTRY_BYTES * members,
+        "spans": walks * 2 * ENTRY_BYTES * spans.ends.shape[1] * rows if walk.split else 0,
+    }
+    return step(kernel, {tensor: moved for tensor, moved in read.items() if moved}, {})
 
 
 def block_sparse_flops(w: AttentionWorkload, uses: Uses) -> int:
@@ -160,6 +232,7 @@ def block_sparse_flops(w: AttentionWorkload, uses: Uses) -> int:
 
 def product(w: AttentionWorkload, tile: KernelUse) -> int:
     """FLOPs of one product over all pairs of tiles that are visited, the head dim a power of two."""
+    w = unstrided(w)
     depth = 1 << max(4, (w.head_dim - 1).bit_length())
     return 2 * tile.block_m * tile.block_n * depth * visits(w, tile).pairs * w.batch * w.heads
 
@@ -175,8 +248,11 @@ def block_sparse_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
 
 
 def edge_flops(w: AttentionWorkload) -> tuple[str, ...]:
-    """That tiles are padded, if the last block is partial."""
-    return ("tiles padded in the last block",) if w.seq_k % visible(w)[1] else ()
+    """That the mask cuts through tiles; of one of blocks, that tiles are padded if the last is partial."""
+    block = block_of(w)
+    if block is None:
+        return ("masked part of partial tiles",) if w.pattern is not None else ()
+    return ("tiles padded in the last block",) if w.seq_k % block else ()
 
 
 def block_sparse_launches(w: AttentionWorkload) -> int:
@@ -185,9 +261,14 @@ def block_sparse_launches(w: AttentionWorkload) -> int:
 
 
 def list_bytes(w: AttentionWorkload) -> int:
-    """What is kept of a mask: both lists with their offsets, and a byte a block."""
-    rows, _ = visible(w)
-    return 2 * ENTRY_BYTES * (len(rows) + 1 + sum(map(len, rows))) + len(rows) ** 2
+    """What is kept of a mask on the device, with the tiles of compute capability 9.0."""
+    w, needed = unstrided(w), block_sparse_tiled(w)
+    made = {
+        (use.block_m, use.block_n, use.kernel == DKDV): lists_of(w, use)[use.kernel == DKDV]
+        for use in block_sparse_plan(w, USUAL)
+        if use.kernel in needed
+    }
+    return sum(ENTRY_BYTES * sum(map(len, found)) for found in made.values())
 
 
 def block_sparse_workspace(w: AttentionWorkload) -> int:

@@ -11,7 +11,7 @@ from perfkit.kernels.attention import tiles
 from perfkit.ops.attention_flash1 import FP32, flash1_workspace
 from perfkit.ops.attention_io import tile_of
 from perfkit.ops.attention_ledger import step
-from perfkit.ops.attention_sparse import cut, edge_flops, list_bytes, product, visits
+from perfkit.ops.attention_sparse import block_of, cut, edge_flops, product, sparse_refuses, visits
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse, Ledger, Uses
 
@@ -27,6 +27,13 @@ def sparse1_tiled(w: AttentionWorkload) -> tuple[str, ...]:
 def sparse1_plan(w: AttentionWorkload, capability: tuple[int, int]) -> Uses:
     """The tiles that would run on a device of this compute capability, or on the oldest known."""
     return cut(w, (FORWARD, BACKWARD), tiles.sparse1_tiles(w.head_dim, max(capability, (7, 5))))
+
+
+def sparse1_refuses(w: AttentionWorkload) -> str | None:
+    """Why it cannot serve the workload; None where it can: as `block-sparse`, and for blocks alone."""
+    if (refused := sparse_refuses(w)) is None and block_of(w) is None:
+        return "block-sparse1 takes block patterns, such as random:25%"
+    return refused
 
 
 def sparse1_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
@@ -97,5 +104,6 @@ def sparse1_launches(w: AttentionWorkload) -> int:
 
 
 def sparse1_workspace(w: AttentionWorkload) -> int:
-    """l and m, O (backward: dQ) in fp32, and what is kept of the mask."""
-    return flash1_workspace(w) + list_bytes(w)
+    """l and m, O (backward: dQ) in fp32, and the mask, a byte a block."""
+    blocks = -(-w.seq_q // (block_of(w) or w.seq_q))
+    return flash1_workspace(w) + blocks**2

@@ -3,7 +3,9 @@
 Lists and masks are left out: they are small, and stay in L2.
 """
 
+import itertools
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,55 +17,56 @@ from perfkit.ops.attention_cache import resident, streamed
 from perfkit.ops.attention_flash1 import FP32
 from perfkit.ops.attention_io import compulsory, tile_of
 from perfkit.ops.attention_ledger import STATISTIC_BYTES
-from perfkit.ops.attention_sparse import DKDV, DQ, FORWARD, LISTS, block_sparse_ledger, visible
+from perfkit.ops.attention_sparse import DKDV, DQ, FORWARD, LISTS, block_sparse_ledger, lists_of, unstrided
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Cached, KernelUse, Uses, total
-from perfkit.ops.patterns import Blocks
+
+if TYPE_CHECKING:
+    from perfkit.kernels.attention.spans import TileList
 
 
-def seen_together(rows: Blocks, together: int) -> float:
-    """The share of all blocks of keys that `together` neighbouring blocks of queries see, on average."""
-    starts = range(0, len(rows), together)
-    return mean(len(set().union(*rows[at : at + together])) for at in starts) / len(rows)
-
-
-def _turned(rows: Blocks) -> Blocks:
-    """The blocks of queries that see each block of keys."""
-    found: list[list[int]] = [[] for _ in rows]
-    for at, columns in enumerate(rows):
-        for column in columns:
-            found[column].append(at)
-    return tuple(map(tuple, found))
+def seen_together(found: "TileList", count: int, together: int) -> float:
+    """The share of `count` tiles that `together` neighbouring lists hold, on average."""
+    starts = range(0, len(found.partial), together)
+    ends = [*found.offsets[starts], len(found.members)]
+    return mean(len(set(found.members[at:end].tolist())) for at, end in itertools.pairwise(ends)) / count
 
 
 def block_sparse_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cached:
-    """As `flash_dram`; a wave reads again the blocks that any of its thread blocks sees, each once."""
+    """As `flash_dram`, for what is seen at all; a wave reads what any of its thread blocks sees, each once.
+
+    What a wave sees is also what has to stay in L2.
+    """
+    w = unstrided(w)
     q, kv, statistic = w.query_bytes, w.key_bytes, STATISTIC_BYTES * w.rows
-    group, (rows, block) = w.heads // w.kv_heads, visible(w)
+    group = w.heads // w.kv_heads
     kv_head = 2 * w.seq_k * w.head_dim * w.element_bytes
     least, again, writes, reasons = 0, 0, 0, []
 
-    def repeated(tile: KernelUse, shared: int, head_bytes: int, lists: Blocks, side: int, heads: int) -> int:
-        found = streamed(w, tile, head_bytes, heads * -(-w.seq_q // side), device)
-        together = seen_together(lists, max(1, min(len(lists), resident(tile, device) * side // block)))
-        reasons.append(found.reason)
-        if found.case != "fits":
+    def read(tile: KernelUse, shared: int, head_bytes: int, by_keys: bool) -> tuple[int, int]:
+        """(bytes read once, bytes read again) of the `shared` ones."""
+        found, turned = lists_of(w, tile)[by_keys], lists_of(w, tile)[not by_keys]
+        lists, count = len(found.partial), len(turned.partial)
+        together = seen_together(found, count, max(1, min(lists, resident(tile, device))))
+        blocks = lists if by_keys else group * lists
+        passes = streamed(w, tile, max(1, round(head_bytes * together)), blocks, device)
+        reasons.append(passes.reason)
+        if passes.case != "fits":
             reasons.append(f"a wave sees {together:.0%} of it")
-        return round(shared * max(0.0, found.passes * together - 1.0))
+        once = seen_together(found, count, lists)
+        return round(shared * once), round(shared * max(0.0, passes.passes * together - once))
 
     if w.pass_ != "bwd":
-        tile = tile_of(uses, FORWARD)
-        least += q + 2 * kv
-        again += repeated(tile, 2 * kv, kv_head, rows, tile.block_m, group)
+        once, more = read(tile_of(uses, FORWARD), 2 * kv, kv_head, False)
+        least, again = least + q + once, again + more
         writes += q + statistic
     if w.pass_ != "fwd":
-        dkdv, dq = tile_of(uses, DKDV), tile_of(uses, DQ)
         rows_head = group * w.seq_q * (2 * w.head_dim * w.element_bytes + 2 * STATISTIC_BYTES)
         least += 2 * q  # D
-        least += 2 * kv + 2 * (q + statistic)  # dK, dV
-        least += 2 * q + 2 * statistic + 2 * kv  # dQ
-        again += repeated(dkdv, 2 * (q + statistic), rows_head, _turned(rows), dkdv.block_n, 1)
-        again += repeated(dq, 2 * kv, kv_head, rows, dq.block_m, group)
+        once, more = read(tile_of(uses, DKDV), 2 * (q + statistic), rows_head, True)
+        least, again = least + 2 * kv + once, again + more  # dK, dV
+        once, more = read(tile_of(uses, DQ), 2 * kv, kv_head, False)
+        least, again = least + 2 * q + 2 * statistic + once, again + more  # dQ
         writes += statistic + 2 * kv + q
     once = min(least, compulsory(w).read_bytes)
     inputs = compulsory(msgspec.structs.replace(w, pass_="bwd" if w.pass_ != "fwd" else "fwd")).read_bytes

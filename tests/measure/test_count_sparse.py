@@ -17,13 +17,30 @@ pytest.importorskip("triton")
 IMPLS = ("block-sparse", "block-sparse1")
 #: (pattern, N, head dim): whole blocks and partial ones; blocks of one tile, of several, and too small.
 SIZES = [
+    ("bigbird:1+1+1@32", 200, 64),
     ("random:40%@64", 300, 64),
     ("butterfly@128", 700, 64),
     ("local:1@32", 113, 96),
     ("random:25%@64", 512, 40),
     ("local:0@128", 130, 128),
 ]
-GROUPED = {"batch": 2, "heads": 4, "kv_heads": 2}
+#: Without blocks (pattern, N_q, N_k, head dim): spans of one and of two, runs and none, a cache before the
+#: queries, rows that see nothing, and each remainder for itself.
+BY_POSITION = [
+    ("window:100", 400, 400, 64),
+    ("window:1000", 203, 203, 64),
+    ("window:50", 300, 600, 64),
+    ("window:20", 300, 100, 64),
+    ("dilated:20+3", 300, 300, 64),
+    ("sinks:4+60", 333, 333, 40),
+    ("sinks:130+60", 100, 500, 64),
+    ("longformer:70+20", 300, 300, 64),
+    ("longformer:70+200", 600, 600, 64),
+    ("prefix:130", 333, 400, 128),
+    ("packed:60", 400, 400, 64),
+    ("packed:1", 70, 70, 64),
+]
+GROUPED: dict[str, Any] = {"batch": 2, "heads": 4, "kv_heads": 2}
 ALIKE = Sampling(heads="all", programs="alike")
 
 
@@ -42,8 +59,8 @@ def _request(
     descriptors: bool = False,
     **more: Any,
 ) -> Request:
-    sizes = {"heads": 1, "kv_heads": 1, "pass_": "fwd-bwd", **more}
-    w = AttentionWorkload(seq_q=n, seq_k=n, head_dim=head_dim, pattern=pattern, **sizes)
+    sizes = {"seq_k": n, "heads": 1, "kv_heads": 1, "pass_": "fwd-bwd", **more}
+    w = AttentionWorkload(seq_q=n, head_dim=head_dim, pattern=pattern, **sizes)
     return request(_row(impl), w, sampling, descriptors=descriptors)
 
 
@@ -51,6 +68,11 @@ EXACT = [
     *(_request(impl, *size) for impl in IMPLS for size in SIZES),
     *(_request(impl, "random:40%@64", 300, 64, pass_=pass_) for impl in IMPLS for pass_ in ("fwd", "bwd")),
     *(_request(impl, "random:40%@64", 203, 64, **GROUPED) for impl in IMPLS),
+    *(_request("block-sparse", pattern, n, d, seq_k=keys) for pattern, n, keys, d in BY_POSITION),
+    _request("block-sparse", "window:50", 150, 64, seq_k=300, **GROUPED),
+    _request("block-sparse", "dilated:20+3", 300, 64, **GROUPED),
+    _request("block-sparse", "dilated:20+3", 300, 64, ALIKE, **GROUPED),
+    _request("block-sparse", "window:100", 400, 64, descriptors=True),
     _request("block-sparse", "random:40%@64", 300, 64, descriptors=True),
     _request("block-sparse", "random:40%@64", 203, 64, ALIKE, **GROUPED),
 ]
@@ -65,7 +87,7 @@ def counts() -> dict[Request, Count]:
 def _name(one: Request) -> str:
     w = one.workload
     more = "-alike" if one.sampling == ALIKE else "-described" if one.descriptors else ""
-    return f"{one.impl}-{w.pattern}-{w.seq_q}-{w.heads}-{w.pass_}{more}"
+    return f"{one.impl}-{w.pattern}-{w.seq_q}-{w.seq_k}-{w.heads}-{w.pass_}{more}"
 
 
 @pytest.mark.parametrize("one", EXACT, ids=_name)
@@ -109,10 +131,7 @@ def test_hand_derived_numbers(counts: dict[Request, Count]) -> None:
         "K": (130 * 256, 0),  # a tile of 128 queries reads 128 keys, one of 2 queries 2
         "V": (130 * 256, 0),
         "offsets": (2 * 8, 0),
-        "columns": (
-            (2 + 1) * 4 + 2 * 4,
-            0,
-        ),  # 2 tiles of keys and 1; each program once, for the partial block
+        "members": (2 * 4, 0),  # 2 tiles of keys, which are neighbours, and 1
         "O": (0, 130 * 256),
         "LSE": (0, 130 * 4),
     }
@@ -129,4 +148,25 @@ def test_hand_derived_numbers(counts: dict[Request, Count]) -> None:
         "l": (rows * 4, rows * 4 + 130 * 4),
         "m": (rows * 4, rows * 4 + 130 * 4),
         "O": (0, 130 * 256),
+    }
+
+
+def test_hand_derived_numbers_of_a_window(counts: dict[Request, Count]) -> None:
+    # Tiles of 128 queries by 64 keys. Rows 0 to 127 meet tiles 0 and 1; 128 to 255 see keys
+    # 29 to 255, tiles 0 to 3; 256 to 383 see 157 to 383, tiles 2 to 5; 384 to 399 see 285 to 399, tiles 4 to
+    # 6, of which the last has 16 keys and the middle one is in full. A row is 64 x 2 = 128 bytes.
+    one = counts[_request("block-sparse", "window:100", 400, 64)]
+    found = {tensor: moved for (kernel, tensor), moved in _moved(one).items() if "forward" in kernel}
+    assert (one.uses[0].block_m, one.uses[0].block_n) == (128, 64)
+    keys = 2 * 64 + 4 * 64 + 4 * 64 + (2 * 64 + 16)
+    assert found == {
+        "Q": (400 * 128, 0),
+        "K": (keys * 128, 0),
+        "V": (keys * 128, 0),
+        "offsets": (4 * 8, 0),
+        "partial": (4 * 4, 0),
+        "members": ((2 + 4 + 4 + 2) * 4 + 1 * 4, 0),
+        "spans": (400 * 8, 0),
+        "O": (0, 400 * 128),
+        "LSE": (0, 400 * 4),
     }

@@ -1,5 +1,6 @@
 """The IO models of block-sparse attention: by hand, loops walked tile by tile, laws and invariants."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,32 @@ from perfkit.ops.attention_tiles import with_tiles
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, KernelUse, Ledger, Uses, total
 
+np = pytest.importorskip("numpy")
+
 KERNELS = Path(__file__).parents[2] / "kernels/attention"
 H200 = load("h200-141gb-sxm")  # 132 SMs, 60 MiB of L2
 MIB = 1 << 20
 PASSES = ("fwd", "bwd", "fwd-bwd")
 NAMES = (modern.FORWARD, modern.DKDV, modern.DQ, first.FORWARD, first.BACKWARD)
+#: Patterns without blocks or stride, of every kind, wider and narrower than a tile.
+BY_POSITION = [
+    "window:20",
+    "window:300",
+    "window:5000",
+    "sinks:4+60",
+    "sinks:100+20",
+    "longformer:40+5",
+    "longformer:5+100",
+    "prefix:100",
+    "packed:50",
+    "packed:1",
+]
 LEDGERS = {"block-sparse": modern.block_sparse_ledger, "block-sparse1": first.sparse1_ledger}
 
 
 def make(n: int, pattern: str, **fields: Any) -> AttentionWorkload:
-    sizes = {"heads": 1, "kv_heads": 1, "head_dim": 16, **fields}
-    return AttentionWorkload(seq_q=n, seq_k=n, pattern=pattern, **sizes)
+    sizes = {"heads": 1, "kv_heads": 1, "head_dim": 16, "seq_k": n, **fields}
+    return AttentionWorkload(seq_q=n, pattern=pattern, **sizes)
 
 
 def tiles(block_m: int, block_n: int) -> Uses:
@@ -60,7 +76,6 @@ def row(name: str) -> Implementation:
 
 def test_forward_by_hand() -> None:
     keys = (16 + 16) + (16 + 16 + 8) + (16 + 8)  # one tile of queries in each block
-    steps = 4 + 5 + 3  # tiles of 8 keys
     assert plain(modern.block_sparse_ledger(make(40, "local:1@16"), tiles(16, 8))) == [
         ("Q", 1280, 0),
         ("K", keys * 32, 0),
@@ -68,14 +83,27 @@ def test_forward_by_hand() -> None:
         ("O", 0, 1280),
         ("LSE", 0, 160),
         ("offsets", 3 * 8, 0),
-        ("columns", steps * 4 + 3 * 4, 0),  # the last of each list as well: the last block is partial
+        ("members", 3 * 4, 0),  # neighbours: of each list the first alone
+    ]
+
+
+def test_forward_of_scattered_blocks_by_hand() -> None:
+    # butterfly in 4 blocks of 16, the last of 12: (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3).
+    keys = 48 + 44 + 44 + 44
+    assert plain(modern.block_sparse_ledger(make(60, "butterfly@16"), tiles(16, 8))) == [
+        ("Q", 60 * 32, 0),
+        ("K", keys * 32, 0),
+        ("V", keys * 32, 0),
+        ("O", 0, 60 * 32),
+        ("LSE", 0, 60 * 4),
+        ("offsets", 4 * 8, 0),
+        ("members", 4 * 3 * 2 * 4, 0),  # not all lists are runs, and so all tiles of 8 are read
     ]
 
 
 def test_backward_of_grouped_heads_by_hand() -> None:
     # 4 query heads over 2 K/V heads. Tiles of keys: 2, 2 and 1 in the blocks, seen by 32, 40 and 24 rows.
     rows = 2 * (16 + 16) + 2 * (16 + 16 + 8) + 1 * (16 + 8)
-    steps = 2 * 2 + 2 * 3 + 1 * 2  # tiles of 16 rows, the last of 8
     keys = (16 + 16) + (16 + 16 + 8) + (16 + 8)
     w = make(40, "local:1@16", heads=4, kv_heads=2, pass_="bwd")
     assert plain(modern.block_sparse_ledger(w, tiles(16, 8))) == [
@@ -91,7 +119,7 @@ def test_backward_of_grouped_heads_by_hand() -> None:
         ("dK", 0, 2 * 1280),
         ("dV", 0, 2 * 1280),
         ("offsets", 2 * 5 * 8, 0),  # 5 tiles of keys in each K/V head
-        ("rows", 4 * steps * 4 + 2 * 5 * 4, 0),  # walked for each query head, the last read once a program
+        ("members", 4 * 5 * 4, 0),  # the first of each list, for each query head
         ("Q", 4 * 1280, 0),
         ("dO", 4 * 1280, 0),
         ("LSE", 4 * 160, 0),
@@ -100,8 +128,102 @@ def test_backward_of_grouped_heads_by_hand() -> None:
         ("V", 4 * keys * 32, 0),
         ("dQ", 0, 4 * 1280),
         ("offsets", 4 * 3 * 8, 0),
-        ("columns", 4 * (4 + 5 + 3) * 4 + 4 * 3 * 4, 0),
+        ("members", 4 * 3 * 4, 0),
     ]
+
+
+# window:24 in the same tiles. Rows 0 to 15 see keys 0 to 15: tiles 0 and 1, in part. Rows 16 to 31 see keys
+# 0 to 31, all of them 8 to 16: tiles 0, 2 and 3 in part, 1 in full. Rows 32 to 39 see keys 9 to 39, all of
+# them 16 to 32: tiles 1 and 4 in part, 2 and 3 in full.
+
+
+def test_forward_of_a_window_by_hand() -> None:
+    keys = 16 + 32 + 32
+    assert plain(modern.block_sparse_ledger(make(40, "window:24"), tiles(16, 8))) == [
+        ("Q", 1280, 0),
+        ("K", keys * 32, 0),
+        ("V", keys * 32, 0),
+        ("O", 0, 1280),
+        ("LSE", 0, 160),
+        ("offsets", 3 * 8, 0),
+        ("partial", 3 * 4, 0),
+        ("members", (2 + 3 + 2) * 4 + (1 + 1) * 4, 0),  # those in part, and the first of those in full
+        ("spans", 40 * 8, 0),
+    ]
+
+
+def test_backward_of_a_window_by_hand() -> None:
+    # Tiles of 8 keys meet tiles of 16 rows: 0 and 1 in part; 0 and 2 in part, 1 in full; 1 in part, 2 in
+    # full, twice; 2 in part.
+    rows = (16 + 16) + (16 + 16 + 8) + 2 * (16 + 8) + 8
+    in_part = (16 + 16) + (16 + 8) + 2 * 16 + 8
+    w = make(40, "window:24", heads=4, kv_heads=2, pass_="bwd")
+    ledger = modern.block_sparse_ledger(w, tiles(16, 8))
+    assert plain(tuple(one for one in ledger if one.kernel == modern.DKDV)) == [
+        ("Q", 4 * rows * 32, 0),
+        ("dO", 4 * rows * 32, 0),
+        ("LSE", 4 * rows * 4, 0),
+        ("D", 4 * rows * 4, 0),
+        ("K", 2 * 1280, 0),
+        ("V", 2 * 1280, 0),
+        ("dK", 0, 2 * 1280),
+        ("dV", 0, 2 * 1280),
+        ("offsets", 2 * 5 * 8, 0),
+        ("partial", 2 * 5 * 4, 0),
+        ("members", 4 * (7 + 3) * 4, 0),  # 7 in part, and the first of 3 lists of those in full
+        ("spans", 4 * in_part * 8, 0),
+    ]
+    lists = [one for one in plain(ledger)[-4:] if one[0] in modern.LISTS]
+    assert lists == [
+        ("offsets", 4 * 3 * 8, 0),
+        ("partial", 4 * 3 * 4, 0),
+        ("members", 4 * 9 * 4, 0),
+        ("spans", 4 * 40 * 8, 0),
+    ]
+
+
+def test_a_row_of_two_spans_reads_both() -> None:
+    # longformer: 16 rows see all of 40 keys, the rest a window and the first 16 keys, which no mask cuts.
+    found = {
+        one[0]: one[1] for one in plain(modern.block_sparse_ledger(make(40, "longformer:4+16"), tiles(16, 8)))
+    }
+    # Beside tiles 0 and 1 rows 16 to 31 see keys 16 to 35, tiles 2 to 4 in part, and rows 32 to 39 see keys
+    # 28 to 39, tiles 3 and 4 in part.
+    assert found["K"] == (40 + 40 + (16 + 16)) * 32
+    assert found["members"] == (1 + (3 + 1) + (2 + 1)) * 4  # of those in full the first
+    assert found["spans"] == (16 + 8) * 16  # the first rows meet nothing in part
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_a_dilated_window_is_a_window_of_each_remainder(pass_: str) -> None:
+    w = make(120, "dilated:24+3", batch=2, heads=4, kv_heads=2, pass_=pass_)
+    parted = make(40, "window:24", batch=6, heads=4, kv_heads=2, pass_=pass_)
+    assert modern.unstrided(w) == parted
+    assert modern.block_sparse_ledger(w, tiles(16, 8)) == modern.block_sparse_ledger(parted, tiles(16, 8))
+    assert modern.block_sparse_flops(w, tiles(16, 8)) == modern.block_sparse_flops(parted, tiles(16, 8))
+    assert modern.block_sparse_exps(w, ()) == modern.block_sparse_exps(parted, ())
+    assert cached.block_sparse_dram(w, tiles(16, 8), H200) == cached.block_sparse_dram(
+        parted, tiles(16, 8), H200
+    )
+    assert modern.unstrided(parted) == parted
+    dense = msgspec.structs.replace(parted, pattern=None)
+    assert modern.unstrided(dense) == dense
+
+
+def test_a_window_moves_its_width_for_each_tile() -> None:
+    """2 N d + T_r 2 c d elements, c from w + B_r - 1 to one tile of keys more at each end."""
+    n, w_keys, d = 65536, 4096, 64
+    w = make(n, f"window:{w_keys}", head_dim=d)
+    moved = elements(modern.block_sparse_ledger(w, tiles(128, 64)), w) - 2 * n * d
+    inner = n // 128 - w_keys // 128  # tiles whose window is whole
+    assert inner * 2 * (w_keys + 127) * d < moved < n // 128 * 2 * (w_keys + 127 + 2 * 63) * d
+    # Its lists are nothing beside it.
+    lists = sum(
+        read
+        for tensor, read, _ in plain(modern.block_sparse_ledger(w, tiles(128, 64)))
+        if tensor in modern.LISTS
+    )
+    assert lists < 0.002 * moved * w.element_bytes
 
 
 def test_the_first_order_by_hand() -> None:
@@ -145,26 +267,38 @@ def test_work_by_hand() -> None:
         assert first.sparse1_exps(w, ()) == len(first.sparse1_tiled(w)) * pairs
         assert modern.block_sparse_launches(w) == {"fwd": 1, "bwd": 3, "fwd-bwd": 4}[pass_]
         assert first.sparse1_launches(w) == {"fwd": 1, "bwd": 1, "fwd-bwd": 2}[pass_]
-        lists = 2 * 4 * (4 + 7) + 9  # 7 visible of 9 blocks
+        # 7 visible of 9 tiles of 16 x 16, listed by queries and by keys: offsets, partial, members.
+        lists = {"fwd": 1, "bwd": 2, "fwd-bwd": 2}[pass_] * 4 * (4 + 3 + 7)
         assert modern.block_sparse_workspace(w) == 40 * 4 * (1 if pass_ == "fwd" else 2) + lists
-        assert first.sparse1_workspace(w) == 40 * (24 * 4 + 8) + lists
+        assert first.sparse1_workspace(w) == 40 * (24 * 4 + 8) + 9
     w = make(40, "local:1@16", head_dim=24)
     edge, padded = "tiles padded in the last block", "head dim 24 padded to a power of two"
     assert modern.block_sparse_extra_flops(w) == first.sparse1_extra_flops(w) == (edge, padded)
     assert modern.block_sparse_extra_flops(make(48, "local:1@16")) == ()
+    assert modern.block_sparse_extra_flops(make(48, "window:16")) == ("masked part of partial tiles",)
 
 
 # The loops of the kernels, walked tile by tile.
 
 
+@functools.cache
+def dense(w: AttentionWorkload) -> Any:
+    """The mask, bool [N_q, N_k]."""
+    ends, step, _ = modern.mask_of(w)
+    seen = np.zeros((w.seq_q, w.seq_k), bool)
+    for row in range(w.seq_q):
+        for low, high in ends[row // step]:
+            seen[row, low:high] = True
+    return seen
+
+
 def walked(w: AttentionWorkload, m: int, n: int) -> tuple[int, int, int]:
     """(keys read by tiles of queries, rows read by tiles of keys, pairs of tiles) of one head."""
-    assert w.pattern is not None
-    rows, block = patterns.blocks(w.pattern, w.seq_q), patterns.parse(w.pattern).block
+    seen = dense(w)
     keys = queries = pairs = 0
     for start_m in range(0, w.seq_q, m):
         for start_n in range(0, w.seq_k, n):
-            if start_n // block in rows[start_m // block]:
+            if seen[start_m : start_m + m, start_n : start_n + n].any():
                 keys += min(n, w.seq_k - start_n)
                 queries += min(m, w.seq_q - start_m)
                 pairs += 1
@@ -173,9 +307,15 @@ def walked(w: AttentionWorkload, m: int, n: int) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("tile", [(16, 16), (32, 16), (16, 64), (64, 32)])
 @pytest.mark.parametrize("n", [64, 113, 203, 640, 641])
-@pytest.mark.parametrize("pattern", ["random:30%@64", "butterfly@64", "local:1@64", "local:0@128"])
+@pytest.mark.parametrize(
+    "pattern", ["random:30%@64", "butterfly@64", "local:1@64", "bigbird:1+1+1@64", *BY_POSITION]
+)
 def test_visits_against_the_loops(pattern: str, n: int, tile: tuple[int, int]) -> None:
     w = make(n, pattern)
+    assert modern.visits(w, tiles(*tile)[0]) == walked(w, *tile)
+    if not pattern.startswith(("window", "sinks", "prefix")):
+        return
+    w = make(n // 3, pattern, seq_k=n)
     assert modern.visits(w, tiles(*tile)[0]) == walked(w, *tile)
 
 
@@ -197,7 +337,7 @@ def test_all_blocks_move_what_dense_attention_moves(n: int, pass_: str) -> None:
     )
     same = {(one.kernel.split("_")[-1], one.tensor): one.traffic for one in flash.flash_ledger(dense, uses)}
     assert {key: sparse[key] for key in same} == same
-    assert {tensor for _, tensor in sparse.keys() - same.keys()} <= {"offsets", "columns", "rows"}
+    assert {tensor for _, tensor in sparse.keys() - same.keys()} == {"offsets", "members"}
     uses = tuple(KernelUse(kernel=name, block_m=64, block_n=32) for name in (flash1.FORWARD, flash1.BACKWARD))
     old = sorted(plain(flash1.flash1_ledger(dense, uses)))
     assert sorted(one for one in plain(first.sparse1_ledger(w, tiles(64, 32))) if one[0] != "mask") == old
@@ -205,7 +345,7 @@ def test_all_blocks_move_what_dense_attention_moves(n: int, pass_: str) -> None:
 
 def elements(ledger: Ledger, w: AttentionWorkload) -> int:
     """Elements moved of matrices: fp32 ones count 4 bytes each; no statistics, no lists."""
-    aside = {"LSE", "D", "l", "m", "offsets", "columns", "rows", "mask"}
+    aside = {"LSE", "D", "l", "m", "mask", *modern.LISTS}
     return sum(
         (read + written) // (4 if "fp32" in tensor else w.element_bytes)
         for tensor, read, written in plain(ledger)
@@ -258,10 +398,28 @@ def test_more_blocks_never_move_less(ledger: Any, n: int, pass_: str) -> None:
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("name", LEDGERS)
 def test_issued_flops_cover_the_exact_ones(name: str, pass_: str) -> None:
-    w = make(999, "random:30%@128", head_dim=40, pass_=pass_)
-    io = row(name).io
-    assert io is not None
-    assert io.issued_flops(w, tiles(64, 32)) >= flops_exact(w)
+    for pattern in ("random:30%@128", *(BY_POSITION if name == "block-sparse" else ())):
+        w = make(999, pattern, head_dim=40, pass_=pass_)
+        io = row(name).io
+        assert io is not None
+        assert io.issued_flops(w, tiles(64, 32)) >= flops_exact(w)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize(
+    "family", ["window:{}", "sinks:4+{}", "longformer:{}+7", "longformer:9+{}", "prefix:{}"]
+)
+def test_more_keys_never_move_less(family: str, pass_: str) -> None:
+    found = [
+        total(
+            one
+            for one in modern.block_sparse_ledger(make(1500, family.format(size), pass_=pass_), tiles(64, 32))
+            if one.tensor not in modern.LISTS
+        ).total_bytes
+        for size in range(1, 1500, 100)
+    ]
+    assert found == sorted(found)
+    assert found[0] < found[-1]
 
 
 # DRAM.
@@ -303,15 +461,51 @@ def test_a_wave_reads_again_what_it_sees() -> None:
 
 
 def test_seen_together() -> None:
-    rows = patterns.blocks("local:1@16", 64)  # (0, 1), (0, 1, 2), (1, 2, 3), (2, 3)
-    assert cached.seen_together(rows, 1) == (2 + 3 + 3 + 2) / 4 / 4
-    assert cached.seen_together(rows, 2) == (3 + 3) / 2 / 4
-    assert cached.seen_together(rows, 4) == 1
+    rows = modern.lists_of(
+        make(64, "local:1@16"), tiles(16, 16)[0]
+    ).by_queries  # (0, 1), (0, 1, 2), (1, 2, 3), (2, 3)
+    assert cached.seen_together(rows, 4, 1) == (2 + 3 + 3 + 2) / 4 / 4
+    assert cached.seen_together(rows, 4, 2) == (3 + 3) / 2 / 4
+    assert cached.seen_together(rows, 4, 3) == (4 + 2) / 2 / 4
+    assert cached.seen_together(rows, 4, 4) == 1
+
+
+def test_what_a_window_needs_of_l2_is_what_a_wave_sees() -> None:
+    """N 65536, d 64, tiles of 128: a wave of 132 sees 132 x 128 keys and the 4096 before, 31 % of 16.8 MB."""
+    w = make(65536, "window:4096", head_dim=64)
+    tensor = 65536 * 64 * 2
+    found = cached.block_sparse_dram(w, tiles(128, 64), H200)
+    assert found.traffic == Traffic(read_bytes=3 * tensor, write_bytes=tensor + 65536 * 4)
+    assert found.reason == "1 head(s) in flight take 8% of L2: they stay"
+    # In an L2 that keeps none of it each wave reads it once, the 4096 keys of the wave before again, and
+    # each half of the L2 for itself.
+    small = cached.block_sparse_dram(w, tiles(128, 64), with_l2(MIB))
+    assert 3 * tensor < small.traffic.read_bytes < 6 * tensor
+
+
+def test_keys_that_nobody_sees_are_not_read() -> None:
+    w = make(128, "window:256", seq_k=4096, head_dim=64)
+    row_bytes = 64 * 2
+    found = cached.block_sparse_dram(w, tiles(128, 64), H200)
+    # 128 rows see 256 + 127 keys: 6 tiles of 64.
+    assert found.traffic.read_bytes == 128 * row_bytes + 2 * 6 * 64 * row_bytes
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("pattern", ["random:10%@128", "butterfly@64", "local:2@128"])
-@pytest.mark.parametrize("name", LEDGERS)
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        *(
+            (name, pattern)
+            for name in LEDGERS
+            for pattern in ("random:10%@128", "butterfly@64", "local:2@128")
+        ),
+        *(
+            ("block-sparse", pattern)
+            for pattern in ("window:1000", "dilated:300+4", "longformer:99+500", "packed:700")
+        ),
+    ],
+)
 def test_dram_lies_between_compulsory_and_what_the_sms_ask_for(name: str, pattern: str, pass_: str) -> None:
     w = make(20000, pattern, heads=4, kv_heads=2, head_dim=64, pass_=pass_)
     io = row(name).io
@@ -329,7 +523,7 @@ def test_dram_lies_between_compulsory_and_what_the_sms_ask_for(name: str, patter
 
 
 @pytest.mark.parametrize("capability", [(0, 0), (7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)])
-@pytest.mark.parametrize("pattern", ["local:1@16", "local:1@64", "local:1@1024"])
+@pytest.mark.parametrize("pattern", ["local:1@16", "local:1@64", "local:1@1024", "bigbird:1+1+1@64"])
 @pytest.mark.parametrize("name", LEDGERS)
 def test_every_device_has_a_plan_within_the_block(
     name: str, pattern: str, capability: tuple[int, int]
@@ -344,6 +538,19 @@ def test_every_device_has_a_plan_within_the_block(
         for use in uses:
             assert all(patterns.parse(pattern).block % side == 0 for side in (use.block_m, use.block_n))
         assert total(io.ledger(w, uses)).total_bytes > compulsory(w).total_bytes
+
+
+def test_without_blocks_tiles_are_those_of_causal_attention() -> None:
+    w = make(512, "window:64", head_dim=64)
+    assert [use.block_m for use in modern.block_sparse_plan(w, (9, 0))] == [128, 64, 128]
+    dense = ATTENTION.implementation("flash")
+    assert dense is not None
+    assert dense.plan is not None
+    same = dense.plan(msgspec.structs.replace(w, pattern=None, causal=True), (9, 0))
+    for mine, theirs in zip(modern.block_sparse_plan(w, (9, 0)), same, strict=True):
+        assert (mine.block_m, mine.block_n, mine.num_warps, mine.num_stages) == (
+            theirs.block_m, theirs.block_n, theirs.num_warps, theirs.num_stages,
+        )  # fmt: skip
 
 
 def test_a_tile_is_cut_to_its_block() -> None:
@@ -368,17 +575,32 @@ def test_tiles_of_ones_own(name: str) -> None:
     assert longer.value.message == "--block-m 128 is more than the 64 rows of a block of random:25%@64"
 
 
+def test_tiles_of_ones_own_without_blocks() -> None:
+    own = with_tiles(row("block-sparse"), make(1024, "window:64", head_dim=64), H200, 128, 32)
+    assert own.options["tiles"][0][:2] == [128, 32]
+
+
 @pytest.mark.parametrize("name", LEDGERS)
 def test_what_it_cannot_serve(name: str) -> None:
     served = make(512, "local:1@64", head_dim=64)
     assert row(name).named_only
     assert row(name).refusal(served) is None
     dense = msgspec.structs.replace(served, pattern=None)
-    assert row(name).refusal(dense) == "there is no block mask: name a pattern, such as random:25%"
+    assert row(name).refusal(dense) == "there is no mask: name a pattern, such as random:25% or window:4096"
     narrow = "head dim 20: block-sparse kernels take multiples of 8 from 16 to 256"
     assert row(name).refusal(msgspec.structs.replace(served, head_dim=20)) == narrow
     assert row(name).refusal(msgspec.structs.replace(dense, padding=5)) == f"{name} has no padding"
     assert row("flash").refusal(served) == "flash has no pattern"
+
+
+def test_the_first_order_takes_blocks_alone() -> None:
+    served = make(512, "bigbird:1+1+1@64", head_dim=64)
+    assert modern.sparse_refuses(served) is first.sparse1_refuses(served) is None
+    window = msgspec.structs.replace(served, pattern="window:64")
+    assert modern.sparse_refuses(window) is None
+    assert first.sparse1_refuses(window) == "block-sparse1 takes block patterns, such as random:25%"
+    dense = msgspec.structs.replace(served, pattern=None)
+    assert first.sparse1_refuses(dense) == modern.sparse_refuses(dense)
 
 
 def test_a_missing_tile_is_named() -> None:
