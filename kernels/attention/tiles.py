@@ -20,6 +20,25 @@ class Tile(NamedTuple):
     num_stages: int
 
 
+class HopperTile(NamedTuple):
+    """`groups` warpgroups of 64 rows of Q each, `block_n` rows of K/V, `stages` of those in shared memory.
+
+    `pingpong`: the warpgroups take turns at issuing matrix products. `persistent`: one program per
+    multiprocessor computes many tiles, else each program computes one.
+    """
+
+    groups: int
+    block_n: int
+    stages: int
+    pingpong: bool = False
+    persistent: bool = False
+
+    @property
+    def held(self) -> Tile:
+        """Rows and warps of a whole program: one warpgroup more than compute, whose first warp loads."""
+        return Tile(WARPGROUP_ROWS * self.groups, self.block_n, 4 * self.groups + 4, self.stages)
+
+
 class _Row(NamedTuple):
     """The tiles of one head-dim class: (all keys, causal)."""
 
@@ -93,6 +112,25 @@ _FLASH1_SM_75 = {
     256: (Tile(16, 32, 4, 1), Tile(16, 16, 4, 1)),
 }
 
+#: Rows of Q of one warpgroup: the M of one wgmma. Gluon kernels hold it as a literal.
+WARPGROUP_ROWS = 64
+#: Columns of the narrowest tile of the Hopper kernel: a row of 128 bytes, which is what its swizzle takes.
+HOPPER_WIDTH = 64
+#: Bytes of K and V that causal tiles in flight of the Hopper kernel may read between them.
+KV_IN_L2 = 32 * 2**20
+#: The Hopper forward kernel by head dim: (all keys, causal). The fastest of those that `benchmarks/hopper.py`
+#: has, on an H200; that of 256 was not timed.
+_HOPPER = {
+    64: (HopperTile(3, 128, 2, persistent=True), HopperTile(3, 128, 2, persistent=True)),
+    128: (HopperTile(2, 128, 2, persistent=True), HopperTile(2, 128, 2)),
+    256: (HopperTile(2, 64, 2), HopperTile(2, 64, 2)),
+}
+
+#: Whether the last share of the keys to be ready merges them all, where nothing else is asked for; else a
+#: kernel of its own does, and whether that one is then launched before they are ready (from 9.0 on).
+DECODE_FUSED = False
+DECODE_OVERLAP = True
+
 # Warps of a square tile, by its side. More of them on 16 x 16 would repeat its matrix instructions.
 _SQUARE_WARPS = {16: 1, 32: 4, 64: 4, 128: 8}
 
@@ -140,6 +178,19 @@ def flash1_tiles(head_dim: int, capability: Capability) -> tuple[Tile, Tile]:
     raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
 
 
+def hopper_tile(head_dim: int, causal: bool) -> HopperTile:
+    """The tile of the forward kernel for compute capability 9.0 alone. ValueError for head dims above 256."""
+    for limit, tiles in _HOPPER.items():
+        if head_dim <= limit:
+            return tiles[causal]
+    raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
+
+
+def hopper_together(kv_bytes: int) -> int:
+    """K/V heads, of `kv_bytes` each, whose causal tiles the Hopper kernel sends out together."""
+    return max(1, KV_IN_L2 // kv_bytes)
+
+
 def square_tile(side: int = 64) -> Tile:
     """The tile of `side` x `side` elements, on any device. ValueError for sides other than 16, 32, 64, 128.
 
@@ -168,16 +219,20 @@ def square_slice(side: int, depth: int | None = None) -> int:
     return math.gcd(min(side, 64), depth or 64)
 
 
-def decode_tile(head_dim: int, rows: int, capability: Capability) -> Tile:
+def decode_tile(head_dim: int, rows: int, capability: Capability, page: int = 0, fp8: bool = False) -> Tile:
     """The tile of the decode kernel for `rows` query rows of a K/V head: the next power of two in 16..64.
 
     A stage of K and V takes 32 KiB from 64 columns on, and there are as many stages as leave room for two
-    thread blocks on a multiprocessor of 8.0, 9.0 and 10.0. They compile without spills and were not timed.
+    thread blocks on a multiprocessor of 8.0, 9.0 and 10.0. Those of 9.0 for head dims of 65 to 128 are the
+    fastest of a sweep on an H200 (`benchmarks/decode.py`): one thread block of 128 keys, but two of 64 where
+    pages are small, and four in fp8. The others compile without spills and were not timed.
     ValueError for head dims above 256.
     """
     if head_dim > 256:
         raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
     block_m, width = min(64, max(16, 1 << (rows - 1).bit_length())), max(16, _width(head_dim))
+    if capability_class(capability) == "sm_90" and width == 128 and block_m < 64 and not fp8:
+        return Tile(block_m, 64, 4, 4) if 0 < page < 64 else Tile(block_m, 128, 8, 3)
     stages = {"sm_75": 1, "sm_90": 4, "sm_100": 4}.get(capability_class(capability), 3)
     if block_m == 64:  # Q takes room too, and instructions that read K from shared memory hold a stage more
         stages = max(1, min(stages - 1, 3 if width < 256 else 2))
@@ -187,6 +242,18 @@ def decode_tile(head_dim: int, rows: int, capability: Capability) -> Tile:
 def combine_tile(splits: int) -> Tile:
     """The tile of the kernel that merges: block_m is the number of partial results of a row, all of one."""
     return Tile(splits, 0, 4, 1)
+
+
+def decode_append_tile(tokens: int) -> Tile:
+    """The tile of the kernel that appends: rows of K and V that a program writes."""
+    return Tile(min(16, 1 << (tokens - 1).bit_length()), 0, 4, 1)
+
+
+def decode_resident(tile: Tile, fp8: bool = False) -> int:
+    """Thread blocks of the decode kernel that shares are dealt out for, a multiprocessor."""
+    if fp8:
+        return 4
+    return 1 if tile.block_n == 128 and tile.num_warps == 8 else 2
 
 
 def decode_splits(blocks: int, key_blocks: int, sm_count: int, resident: int = 2) -> int:
@@ -210,6 +277,48 @@ def without_empty(splits: int, key_blocks: int) -> int:
     """The number of shares that are not empty when `key_blocks` are dealt out in `splits` equal shares."""
     share = -(-key_blocks // splits)
     return -(-key_blocks // share)
+
+
+def decode_pages(page: int, block_n: int) -> int:
+    """Whole pages in a block of keys, each at the start of a power of two of the tile's rows.
+
+    1 where a block is one page, a part of one, or of a cache in one piece (`page` 0).
+    """
+    return max(1, block_n >> (page - 1).bit_length()) if page else 1
+
+
+def decode_blocks(keys: int, page: int, block_n: int) -> int:
+    """Blocks of keys that hold the first `keys` of a sequence. No block holds parts of two pages."""
+    pages = decode_pages(page, block_n)
+    if pages > 1 or not page:
+        return -(-keys // (pages * page or block_n))
+    return keys // page * -(-page // block_n) + -(-(keys % page) // block_n)
+
+
+def decode_covered(blocks: int, page: int, block_n: int) -> int:
+    """Keys that the first `blocks` blocks of a long sequence hold."""
+    pages = decode_pages(page, block_n)
+    if pages > 1 or not page:
+        return blocks * (pages * page or block_n)
+    parts = -(-page // block_n)
+    return blocks // parts * page + min(page, blocks % parts * block_n)
+
+
+def decode_whole(keys: int, page: int, block_n: int) -> bool:
+    """Whether blocks of the first `keys` keys fill their tiles, so that no row of one has to be masked."""
+    pages = decode_pages(page, block_n)
+    filled = pages * page == block_n if pages > 1 else page % block_n == 0
+    return filled and keys % block_n == 0
+
+
+def decode_at_once(tile: Tile, rows: int, width: int, splits: int) -> tuple[int, int]:
+    """(rows, shares) of partial results that the last share to be ready merges at a time, powers of two.
+
+    Up to 32 numbers a thread, so that merging takes no more registers than attention.
+    """
+    height = min(tile.block_m, 1 << (rows - 1).bit_length())
+    most = max(1, 1024 * tile.num_warps // (height * width))
+    return height, min(most, 1 << (splits - 1).bit_length())
 
 
 def sparse1_tiles(head_dim: int, capability: Capability) -> tuple[Tile, Tile]:
@@ -236,6 +345,16 @@ def delta_tile(head_dim: int) -> Tile:
 def forward_shared_bytes(tile: Tile, head_dim: int) -> int:
     """Modelled shared memory of the forward kernel: Q, num_stages buffers of K and of V; 16-bit."""
     return 2 * _width(head_dim) * (tile.block_m + 2 * tile.num_stages * tile.block_n)
+
+
+def hopper_shared_bytes(tile: Tile, head_dim: int) -> int:
+    """Modelled shared memory of the Hopper forward kernel: Q, O, num_stages buffers of K and of V; 16-bit.
+
+    O has no room of its own beside tiles of 256 columns, and takes that of Q.
+    """
+    width = max(HOPPER_WIDTH, _width(head_dim))
+    queries = tile.block_m * (1 if width == 256 else 2)
+    return 2 * width * (queries + 2 * tile.num_stages * tile.block_n)
 
 
 def dkdv_shared_bytes(tile: Tile, head_dim: int) -> int:

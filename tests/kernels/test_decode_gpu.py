@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from perfkit.kernels.attention import decode, reference  # noqa: E402
-from perfkit.kernels.attention.tiles import decode_splits, decode_tile  # noqa: E402
+from perfkit.kernels.attention.tiles import decode_resident, decode_splits, decode_tile  # noqa: E402
 from perfkit.kernels.attention.use import KernelUse  # noqa: E402
 from perfkit.measure.correctness import Judge, make_inputs, require  # noqa: E402
 from perfkit.ops.attention_workload import AttentionWorkload  # noqa: E402
@@ -104,7 +104,8 @@ def test_use_is_recorded(
     decode.attention(q, k, v, splits=splits, uses=uses)
     device = torch.cuda.get_device_properties(0)
     tile = decode_tile(128, 4, (device.major, device.minor))
-    shares = splits or decode_splits(2 * batch, 4096 // tile.block_n, device.multi_processor_count)
+    filled = (device.multi_processor_count, decode_resident(tile))
+    shares = splits or decode_splits(2 * batch, 4096 // tile.block_n, *filled)
     assert [(use.kernel, use.block_m, use.block_n) for use in uses] == [
         ("decode_split", 16, tile.block_n),
         ("decode_combine", shares, 0),

@@ -1,4 +1,4 @@
-"""Runs `interpreted_decode.py` with Triton's interpreter, which must be chosen before triton is imported."""
+"""Runs `interpreted_decode*.py` with Triton's interpreter, which must be chosen before triton is imported."""
 
 import os
 import subprocess
@@ -13,12 +13,13 @@ def _version(module: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in module.__version__.split(".")[:2])
 
 
-def test_decode_in_the_interpreter() -> None:
+@pytest.mark.parametrize("name", ["interpreted_decode.py", "interpreted_decode_cache.py"])
+def test_decode_in_the_interpreter(name: str) -> None:
     numpy, triton = pytest.importorskip("numpy"), pytest.importorskip("triton")
     if _version(triton) < (3, 7) and _version(numpy) >= (2, 4):
         pytest.skip("the interpreter of Triton 3.6 cannot run loops with NumPy 2.4")
     root = Path(__file__).resolve().parents[2]
-    file = Path(__file__).with_name("interpreted_decode.py")
+    file = Path(__file__).with_name(name)
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(file)]

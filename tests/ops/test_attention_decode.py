@@ -1,9 +1,13 @@
-"""The IO model of `flash-decode`: integers derived by hand, the loops walked, intensity, and invariants."""
+"""The IO model of `flash-decode`: integers derived by hand, the loops walked, intensity, and invariants.
+
+Caches in pages and in fp8, of several lengths and appended to, are in `test_attention_decode_cache.py`.
+"""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from perfkit.errors import UsageError
@@ -12,6 +16,7 @@ from perfkit.model.cache import STAYS
 from perfkit.model.catalogue import load
 from perfkit.model.traffic import Traffic
 from perfkit.ops import attention_decode as io
+from perfkit.ops import attention_decode_ledger as names
 from perfkit.ops.attention import ATTENTION, flops_convention, flops_exact
 from perfkit.ops.attention_io import compulsory
 from perfkit.ops.attention_workload import AttentionWorkload
@@ -125,27 +130,33 @@ def test_intensity_is_g(group: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "key_blocks", "sms", "splits"),
+    ("blocks", "key_blocks", "sms", "resident", "splits"),
     [
-        (212, 1000, 132, 1),  # 0.8 of 264 is 211.2
-        (211, 1000, 132, 5),  # 211 n / 264 in whole waves: 0.80, 0.80, 0.80, 0.80, then 1055 / 1056
-        (128, 256, 132, 2),  # 256 of 264
-        (32, 256, 132, 7),  # 224 of 264 is 0.848, and the best is 8 with 256 of 264, 0.970
-        (32, 33, 132, 33),  # 33 fill four waves, and now 0.848 is too little; 8 would be as 7
-        (1, 128, 132, 128),  # shares of 2 or more leave half the device idle
-        (1, 3, 132, 3),
-        (1, 1, 132, 1),
-        (8, 1000, 108, 23),  # 27 shares fill the 216 slots, and 23 are 184 of them, 0.852
+        (212, 1000, 132, 2, 1),  # 0.8 of 264 is 211.2
+        (211, 1000, 132, 2, 5),  # 211 n / 264 in whole waves: 0.80, 0.80, 0.80, 0.80, then 1055 / 1056
+        (128, 256, 132, 2, 2),  # 256 of 264
+        (32, 256, 132, 2, 7),  # 224 of 264 is 0.848, and the best is 8 with 256 of 264, 0.970
+        (32, 33, 132, 2, 33),  # 33 fill four waves, and now 0.848 is too little; 8 would be as 7
+        (1, 128, 132, 2, 128),  # shares of 2 or more leave half the device idle
+        (1, 3, 132, 2, 3),
+        (1, 1, 132, 2, 1),
+        (8, 1000, 108, 2, 23),  # 27 shares fill the 216 slots, and 23 are 184 of them, 0.852
+        (106, 128, 132, 1, 1),  # 0.8 of 132 is 105.6
+        (105, 128, 132, 1, 5),  # 105 n / 132 in whole waves: 0.795 four times, then 525 / 528
+        (64, 64, 132, 1, 2),  # 128 of 132
+        (32, 128, 132, 1, 4),  # 128 of 132; 3 are 96, 0.727
+        (128, 256, 132, 4, 4),  # 512 of 528; 3 are 384, 0.727
     ],
 )
-def test_shares_by_hand(blocks: int, key_blocks: int, sms: int, splits: int) -> None:
-    assert table.decode_splits(blocks, key_blocks, sms) == splits
+def test_shares_by_hand(blocks: int, key_blocks: int, sms: int, resident: int, splits: int) -> None:
+    assert table.decode_splits(blocks, key_blocks, sms, resident) == splits
 
 
-def test_no_share_is_empty() -> None:
+@pytest.mark.parametrize("resident", [1, 2, 4])
+def test_no_share_is_empty(resident: int) -> None:
     for key_blocks in (1, 2, 3, 7, 64, 71, 100, 128, 129, 257, 1000):
         for blocks in (1, 2, 8, 32, 100, 128, 211, 212, 5000):
-            splits = table.decode_splits(blocks, key_blocks, 132)
+            splits = table.decode_splits(blocks, key_blocks, 132, resident)
             share = -(-key_blocks // splits)
             assert (splits - 1) * share < key_blocks <= splits * share
             assert 1 <= splits <= min(128, key_blocks)
@@ -159,9 +170,10 @@ def test_shares_that_are_asked_for_are_not_empty(asked: int) -> None:
     assert (found - 1) * share < 71 <= found * share
 
 
-def test_more_blocks_alone_never_need_more_shares() -> None:
+@pytest.mark.parametrize("resident", [1, 2, 4])
+def test_more_blocks_alone_never_need_more_shares(resident: int) -> None:
     """Doubling the batch, until the blocks fill the device without."""
-    found = [table.decode_splits(1 << n, 256, 132) for n in range(10)]
+    found = [table.decode_splits(1 << n, 256, 132, resident) for n in range(10)]
     assert found == sorted(found, reverse=True)
     assert found[-1] == 1
 
@@ -245,12 +257,12 @@ def test_dram_lies_between_compulsory_and_what_the_sms_ask_for(seq_k: int, seq_q
 
 
 def test_partial_results_stay_in_l2() -> None:
-    # 8 K/V heads of 4 query heads, 16 batches: 128 blocks in 2 shares; 512 rows x 129 x 4 B each.
-    w = make(batch=16, heads=32, kv_heads=8, seq_k=16384, head_dim=128)
+    # 64 sequences of one K/V head: 64 blocks of 32 rows in 2 shares; 2048 rows x 129 x 4 B each.
+    w = make(batch=64, heads=32, kv_heads=1, seq_k=8192, head_dim=128)
     found = io.decode_dram(w, io.decode_plan(w, (9, 0)), H200)
-    q, k, partial = 512 * 256, 128 * 16384 * 256, 2 * 512 * 516
+    q, k, partial = 2048 * 256, 64 * 8192 * 256, 2 * 2048 * 516
     assert found.traffic == Traffic(read_bytes=q + 2 * k, write_bytes=q + partial)
-    assert found.reason.startswith("K and V once; what 2 shares leave, 528")
+    assert found.reason.startswith("K and V once; what 2 shares leave, 2.11")
     assert found.reason.endswith(STAYS)
 
 
@@ -258,12 +270,17 @@ def test_partial_results_stay_in_l2() -> None:
 
 
 def test_the_plan_by_hand() -> None:
-    # (16, 32, 8, 16k, 128): 128 tiles of 4 rows, 2 shares on 132 SMs. On an A100's 108, 2 would be 256 of
-    # 432 slots and 3 are 384; on a B200's 148, 2 are 256 of 296.
+    # (16, 32, 8, 16k, 128): 128 tiles of 4 rows fill 97 % of 132 SMs, a program each. Two on an A100's 108: 2
+    # shares would be 256 of 432 slots, and 3 are 384; on a B200's 148, 2 are 256 of 296.
     w = make(batch=16, heads=32, kv_heads=8, seq_k=16384, head_dim=128)
-    assert planned(w) == (16, 64, 2)
+    assert planned(w) == (16, 128, 1)
     assert planned(w, (8, 0)) == (16, 64, 3)
     assert planned(w, (10, 0)) == (16, 64, 2)
+    # Pages below 64 tokens: two programs, 256 of 264 slots. Four in fp8: 512 of 528.
+    paged, eight = (msgspec.structs.replace(w, **one) for one in ({"page": 16}, {"cache_dtype": "fp8"}))
+    assert planned(paged) == (16, 64, 2)
+    assert planned(eight) == (16, 64, 4)
+    assert planned(msgspec.structs.replace(w, page=64)) == (16, 128, 1)
     assert planned(make(heads=64, seq_q=64, head_dim=256))[:2] == (64, 32)
     assert planned(make(heads=3, seq_q=6, head_dim=64))[:2] == (32, 128)
 
@@ -278,8 +295,9 @@ def test_every_device_has_a_plan(capability: tuple[int, int]) -> None:
 
 
 def test_sizes_without_a_device_are_those_on_132_sms() -> None:
-    w = make(batch=16, heads=32, kv_heads=8, seq_k=16384, head_dim=128)
-    assert (io.decode_launches(w), io.decode_workspace(w)) == (2, 2 * 512 * 516)
+    # 2 shares of 64 tiles fill 128 of 132 slots; each leaves 2048 rows of 129 numbers of 4 bytes.
+    w = make(batch=64, heads=32, kv_heads=1, seq_k=8192, head_dim=128)
+    assert (io.decode_launches(w), io.decode_workspace(w)) == (2, 2 * 2048 * 516)
     full = make(batch=64, heads=32, kv_heads=8, seq_k=16384, head_dim=128)
     assert (io.decode_launches(full), io.decode_workspace(full)) == (1, 0)
 
@@ -319,7 +337,8 @@ def test_the_kernel_s_limits_are_the_model_s() -> None:
     found = re.search(r"^MOST_TOKENS = (\d+)$", source, re.MULTILINE)
     assert found is not None
     assert int(found[1]) == io.MOST_TOKENS
-    assert set(re.findall(r"^def (decode_\w+)", source, re.MULTILINE)) == {io.SPLIT, io.COMBINE}
+    launched = set(re.findall(r"\b(decode_\w+)\[\(", source))
+    assert launched == {names.APPEND, names.SPLIT, names.COMBINE}
 
 
 def test_a_missing_tile_is_named() -> None:

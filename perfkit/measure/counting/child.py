@@ -53,7 +53,7 @@ def counted(request: Request) -> Count:
     """Run the request, on one K/V head where that is asked for, and multiply up to the workload."""
     w = request.workload
     ran = msgspec.structs.replace(w, dtype="fp16" if w.dtype == "bf16" else w.dtype)
-    groups, sampled = w.batch * w.kv_heads, request.sampling.heads == "one"
+    groups, sampled = w.batch * w.kv_heads, request.sampling.heads == "one" and not request.ragged
     tally, twice = Tally(), False
     if groups == 1 or not sampled:
         run = _Run(request, ran)
@@ -87,7 +87,7 @@ def _notes(request: Request, run: _Run, twice: bool) -> tuple[str, ...]:
     groups, notes = w.batch * w.kv_heads, []
     if w.dtype == "bf16":
         notes.append("run in fp16: the interpreter multiplies bf16 wrongly, and the elements are as wide")
-    if groups > 1 and request.sampling.heads == "one":
+    if groups > 1 and request.sampling.heads == "one" and not request.ragged:
         shared = f" with {w.heads // w.kv_heads} query heads" if w.heads > w.kv_heads else ""
         times = "bytes of 1 and of 2 extended evenly" if twice else f"bytes times {groups}"
         notes.append(f"1 of {groups} K/V heads ran{shared}, {times}")

@@ -52,7 +52,7 @@ def refusal(op: Op, row: Implementation, w: AttentionWorkload) -> str | None:
         return f"the workload is not one of {op.name}"
     if row.io is None:
         return "its kernels are not perfkit's own"
-    return row.refusal(w)
+    return row.uncounted or row.refusal(w)
 
 
 def count_all(requests: Sequence[Request]) -> tuple[Count, ...]:

@@ -17,6 +17,12 @@ TENSORS: Final = {
     "row_sum": "l",
     "row_max": "m",
     "scores": "S",
+    "ends": "spans",
+    "table": "block table",
+    "k_scale": "K scale",
+    "v_scale": "V scale",
+    "new_k": "new K",
+    "new_v": "new V",
 }
 
 #: The same for arguments that mean something else in each kernel.

@@ -21,11 +21,16 @@ def with_counts(
 ) -> Record:
     """The record with the count of each run that has a request, in the order of its runs.
 
-    Processes run side by side, one a core. What cannot be counted keeps the reason. After Ctrl-C a run that
-    was not counted is an interrupted one, and keeps all numbers that it has.
+    Processes run side by side, one a core. What cannot be counted keeps the reason; where that is known
+    beforehand no process is started. After Ctrl-C a run that was not counted is an interrupted one, and keeps
+    all numbers that it has.
     """
-    runs = list(record.runs)
-    wanted = [(at, request) for at, request in enumerate(requests) if request is not None]
+    runs, wanted = list(record.runs), []
+    for at, request in enumerate(requests):
+        if request is not None and request.uncounted is not None:
+            runs[at] = _left_out(runs[at], request.uncounted)
+        elif request is not None:
+            wanted.append((at, request))
     pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
     try:
         started = {pool.submit(answers, [request]): at for at, request in wanted}
@@ -50,6 +55,12 @@ def _answer(future: Future[tuple[Count | Failure, ...]]) -> Count | Failure:
     except CountFailed as error:
         return Failure(message=error.message, hint=error.hint)
     return answer
+
+
+def _left_out(run: Run, reason: str) -> Run:
+    """The run with a note that its kernels cannot be counted: that is no failure of a count."""
+    noted = msgspec.structs.replace(run, notes=(*run.notes, f"{run.impl} is not counted: {reason}"))
+    return _with(noted, _absent(f"not counted here: {reason}"))
 
 
 def with_count(run: Run, answer: Count | Failure) -> Run:

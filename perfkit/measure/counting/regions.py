@@ -55,7 +55,7 @@ class Regions:
     def touched(self, pointers: Any, mask: Any, width: int) -> list[tuple[str, int]]:
         """(argument, lanes that touch it) of one access of `width` bytes a lane, masked lanes left out."""
         # The interpreter passes the mask of a descriptor as a memoryview.
-        lanes = True if mask is None else np.asarray(mask)
+        lanes = True if mask is None else np.asarray(mask, dtype=bool)
         live = pointers if np.all(lanes) else pointers[np.broadcast_to(lanes, pointers.shape)]
         if live.size == 0:
             return []

@@ -49,7 +49,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One count: an implementation's lazy target with its options as JSON, a workload, how to run it.
 
     The kernels take the tiles of `capability`; `descriptors` has them read through tensor descriptors, as
-    they do on devices that gain from it.
+    they do on devices that gain from it. `ragged` says that each sequence of the batch does something else,
+    so that no head of one stands for those of the others. `uncounted` says why nothing can be executed.
     """
 
     impl: str
@@ -59,6 +60,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     capability: tuple[int, int] = DEFAULT_CAPABILITY
     descriptors: bool = False
+    ragged: bool = False
+    uncounted: str | None = None
 
 
 class Count(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
@@ -101,4 +104,7 @@ def request(
         sampling=sampling or Sampling(),
         capability=capability,
         descriptors=descriptors,
+        # What materialises its matrices computes padded keys like any other.
+        ragged=w.padding > 0 and not row.materialises,
+        uncounted=row.uncounted,
     )
