@@ -174,11 +174,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One implementation on one workload.
 
     `counted` is what executing it moved, by kernel and tensor. A `trial` is one of a series that shows
-    something together, such as the sweeps of the IO law, and nothing that was asked for by itself.
+    something together, such as the sweeps of the IO law, and nothing that was asked for by itself. `asked` is
+    the workload that was asked for, where the implementation runs another one: `mqa` has its own K/V heads.
     """
 
     impl: str
     workload: AttentionWorkload
+    asked: AttentionWorkload | None = None
     status: Status
     reason: str | None = None
     numbers: dict[str, Number] = {}
@@ -189,6 +191,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     trial: bool = False
     clock_reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def setting(self) -> AttentionWorkload:
+        """The workload that was asked for: what runs that are compared have in common."""
+        return self.asked or self.workload
 
     def value(self, tag: str) -> float | None:
         """The value of the number `tag`; None where it is absent."""

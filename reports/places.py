@@ -24,8 +24,23 @@ def _mask(w: AttentionWorkload) -> str:
     if w.pattern is not None:
         return f"pattern {w.pattern}"
     if w.padding:
-        return f"up to {w.padding} keys of padding"
+        return f"up to {w.padding} keys of padding{', causal' if w.causal else ''}"
     return "causal" if w.causal else "full mask"
+
+
+def _cache(w: AttentionWorkload) -> str:
+    """What is special about the K/V cache."""
+    parts = (
+        f"{w.cache_dtype} cache" if w.cache_dtype else "",
+        f"pages of {w.page}" if w.page else "",
+        f"first {short_count(w.prefix)} shared" if w.prefix else "",
+        f"{w.seq_q} appended" if w.append else "",
+    )
+    return ", ".join(filter(None, parts))
+
+
+#: So many places are still read; of more only their number is said.
+MANY: Final = 6
 
 
 #: The parts of a workload in the order that they are said in.
@@ -36,6 +51,7 @@ _PARTS: Final[tuple[Callable[[AttentionWorkload], str], ...]] = (
     lambda w: f"d {w.head_dim}",
     lambda w: w.dtype,
     _mask,
+    _cache,
     lambda w: f"dropout {w.dropout:g}" if w.dropout else "",
     lambda w: PASS_WORDS[w.pass_],
 )
@@ -86,7 +102,7 @@ def places(found: Iterable[str]) -> str:
     simple = all(name.startswith("N ") and "," not in name for name in names)
     if simple:
         return f"N {joined(name.removeprefix('N ') for name in names)}"
-    return "; ".join(names)
+    return "; ".join(names) if len(names) <= MANY else f"{len(names)} workloads"
 
 
 def _varies(part: Callable[[AttentionWorkload], str], workloads: Sequence[AttentionWorkload]) -> bool:

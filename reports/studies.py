@@ -22,8 +22,8 @@ def parted(study: Study) -> tuple[Study, Study]:
 
 
 def of_workload(study: Study, workload: AttentionWorkload) -> Study:
-    """The study of the runs on one workload."""
-    return _where(study, lambda run: run.workload == workload)
+    """The study of the runs where one workload was asked for."""
+    return _where(study, lambda run: run.setting == workload)
 
 
 def _where(study: Study, chosen: Callable[[Run], bool]) -> Study:

@@ -35,7 +35,7 @@ SMALL = AttentionWorkload(batch=2, heads=8, kv_heads=2, seq_q=113, seq_k=203, ca
 
 
 def session(backend: Any, w: AttentionWorkload = SMALL) -> Record:
-    (op,) = OPS
+    op = OPS[0]
     return run_session(op, [w], op.implementations, backend, lambda _impl, _what: None)
 
 
@@ -250,7 +250,7 @@ def test_a_workload_that_means_nothing_names_the_file(full: Record, tmp_path: Pa
 COLUMNS = [
     "op", "device", "impl", "status",
     "batch", "heads", "kv_heads", "seq_q", "seq_k", "head_dim", "dtype", "causal", "pass",
-    "pattern", "dropout", "padding",
+    "pattern", "dropout", "padding", "cache_dtype", "page", "prefix", "append",
     "tag", "label", "value", "unit", "provenance", "reason",
 ]  # fmt: skip
 
@@ -263,6 +263,7 @@ def test_one_row_per_number(full: Record) -> None:
         "op": "attention", "device": "h200-141gb-sxm", "impl": "standard", "status": "measured",
         "batch": 2, "heads": 8, "kv_heads": 2, "seq_q": 113, "seq_k": 203, "head_dim": 64, "dtype": "bf16",
         "causal": True, "pass": "fwd-bwd", "pattern": None, "dropout": 0.0, "padding": 0,
+        "cache_dtype": None, "page": 0, "prefix": 0, "append": False,
         "tag": "flops_convention", "label": "FLOPs, convention",
         # 3.5 x 4 x d x pairs: query i sees i + 1 + 90 keys
         "value": 14 * 64 * 2 * 8 * sum(i + 91 for i in range(113)),

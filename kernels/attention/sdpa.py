@@ -4,13 +4,14 @@ The family is chosen at call; the autograd graph then holds that family's own ba
 no context. torch's `is_causal` is top-left aligned: for N_q != N_k each function says what it can do instead.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
+from .masks import Mask
 from .shape import Shape, checked_shape, softmax_scale
+from .spans import Spans
 from .use import KernelUse
 
 # ruff: noqa: ARG001 - one signature for all implementations
@@ -66,12 +67,13 @@ def math(
     *,
     causal: bool = False,
     scale: float | None = None,
+    spans: Spans | None = None,
+    lengths: Tensor | None = None,
     uses: list[KernelUse] | None = None,
 ) -> Tensor:
-    """torch's composition of matmul, mask, softmax, matmul. Causal N_q != N_k materialises a boolean mask."""
-    shape = checked_shape(q, k, v)
+    """torch's composition of matmul, mask, softmax, matmul. Any mask but a square causal one is a matrix."""
     with sdpa_kernel([SDPBackend.MATH]):
-        return _masked(q, k, v, causal, scale, shape)
+        return _masked(q, k, v, Mask(causal, spans, lengths), scale)
 
 
 def default(
@@ -81,19 +83,23 @@ def default(
     *,
     causal: bool = False,
     scale: float | None = None,
+    spans: Spans | None = None,
+    lengths: Tensor | None = None,
     uses: list[KernelUse] | None = None,
 ) -> Tensor:
-    """Whatever torch picks, CPU included. Causal N_q != N_k materialises a boolean mask."""
-    return _masked(q, k, v, causal, scale, checked_shape(q, k, v))
+    """Whatever torch picks, CPU included. Any mask but a square causal one is a boolean matrix."""
+    return _masked(q, k, v, Mask(causal, spans, lengths), scale)
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, shape: Shape) -> Tensor:
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None) -> Tensor:
+    shape = checked_shape(q, k, v)
     factor = softmax_scale(scale, shape.head_dim)
     grouped = shape.group > 1
-    if causal and shape.shift:
-        mask = torch.ones(shape.seq_q, shape.seq_k, dtype=torch.bool, device=q.device).tril(shape.shift)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=factor, enable_gqa=grouped)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=factor, enable_gqa=grouped)
+    if mask == Mask(causal=True) and not shape.shift:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=factor, enable_gqa=grouped)
+    hidden = mask.hidden(slice(0, shape.seq_q), shape.seq_q, shape.seq_k, q.device)
+    seen = None if hidden is None else ~hidden
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=factor, enable_gqa=grouped)
 
 
 def _one_backend(

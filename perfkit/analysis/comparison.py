@@ -55,8 +55,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def workloads(study: Study) -> tuple[AttentionWorkload, ...]:
-    """The workloads of a record, each once, in its order."""
-    return tuple(dict.fromkeys(run.workload for run in study.record.runs))
+    """The workloads that were asked for in a record, each once, in its order."""
+    return tuple(dict.fromkeys(run.setting for run in study.record.runs))
 
 
 def compare(study: Study, baseline: str, threshold: float) -> Comparison:
@@ -66,7 +66,7 @@ def compare(study: Study, baseline: str, threshold: float) -> Comparison:
     """
     groups = []
     for workload in workloads(study):
-        findings = [f for f in study.findings if f.placement.run.workload == workload]
+        findings = [f for f in study.findings if f.placement.run.setting == workload]
         base = next((f for f in findings if f.placement.run.impl == baseline), None)
         if base is None:
             raise UsageError(

@@ -8,6 +8,7 @@ from perfkit.cli import options as o
 
 
 def compare(
+    ctx: typer.Context,
     names: Annotated[
         list[str],
         typer.Argument(
@@ -17,21 +18,30 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(help="What the others are compared with.  \\[default: the first]")
     ] = None,
-    op: o.Op = "attention",
+    op: o.Op = None,
+    phase: o.Phase = None,
     seq: Annotated[
         str, typer.Option(help="Queries a head; several separated by commas, such as 1k,4k,16k.")
     ] = "16k",
     seq_k: o.SeqK = None,
+    tokens: o.Tokens = None,
     batch: o.Batch = "1",
-    heads: o.Heads = "16",
+    heads: o.Heads = None,
     kv_heads: o.KvHeads = None,
-    head_dim: o.HeadDim = "64",
+    head_dim: o.HeadDim = None,
+    like: o.Like = None,
     dtype: o.Dtype = "bf16",
-    causal: o.Causal = False,
+    causal: o.Causal = None,
     pass_: o.Pass = "fwd",
     pattern: o.Pattern = None,
+    window: o.Window = None,
+    dilation: o.Dilation = None,
     dropout: o.Dropout = 0.0,
     padding: o.Padding = "0",
+    page: o.Page = None,
+    prefix: o.Prefix = None,
+    cache_dtype: o.CacheDtype = None,
+    append: o.Append = False,
     block_m: o.BlockM = None,
     block_n: o.BlockN = None,
     device: o.Device = None,
@@ -54,13 +64,13 @@ def compare(
     from perfkit.analysis.study import exit_code, study
     from perfkit.cli.output import check_targets, emit, titled
     from perfkit.cli.progress import progress
-    from perfkit.cli.selection import attention_workloads, compared
+    from perfkit.cli.selection import compared
+    from perfkit.cli.workloads import op_of, workloads
     from perfkit.errors import UsageError
     from perfkit.measure.choose import choose_backend
     from perfkit.measure.options import Options
     from perfkit.measure.session import run_cases
     from perfkit.model.units import parse_percent
-    from perfkit.ops import find_op
     from perfkit.ops.attention_tiles import with_tiles
 
     targets = {"json": json, "csv": csv, "md": md, "html": html}
@@ -72,18 +82,15 @@ def compare(
                 "--json writes a record, and comparing records makes none", "use --csv, --md or --html"
             )
         raise typer.Exit(_records(names, baseline, least, targets))
-    found = find_op(op)
-    workloads = attention_workloads(
-        seqs=seq.split(","), seq_k=seq_k, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        dtype=dtype, causal=causal, pass_=pass_, pattern=pattern, dropout=dropout, padding=padding,
-    )  # fmt: skip
+    found = op_of(ctx.params)
+    asked = workloads(found, ctx.params)
     compared(found, names, baseline, None)  # nonsense is refused before anything is opened
     options = Options(warm=warm, graph=graph, energy=energy, limit_s=time_limit)
     backend = choose_backend(device, dtype, options)
     rows, base = compared(found, names, baseline, backend.hardware)
     tile = o.tile(block_m, block_n)
-    cases = [(w, [with_tiles(row, w, backend.profile, *tile) for row in rows]) for w in workloads]
-    with progress(len(rows) * len(workloads)) as stage:
+    cases = [(w, [with_tiles(row, row.workload(w), backend.profile, *tile) for row in rows]) for w in asked]
+    with progress(len(rows) * len(asked)) as stage:
         record = run_cases(found, cases, backend, stage, baseline=base)
     subject = study(record)
     emit(titled("compare", subject, threshold=least), targets)

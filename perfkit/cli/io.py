@@ -8,21 +8,31 @@ from perfkit.cli import options as o
 
 
 def io(
-    op: o.Op = "attention",
+    ctx: typer.Context,
+    op: o.Op = None,
+    phase: o.Phase = None,
     seq: Annotated[
         str, typer.Option(help="Queries a head; several separated by commas, such as 2k,16k,256k.")
     ] = "4k",
     seq_k: o.SeqK = None,
+    tokens: o.Tokens = None,
     batch: o.Batch = "1",
-    heads: o.Heads = "1",
+    heads: o.Heads = None,
     kv_heads: o.KvHeads = None,
-    head_dim: o.HeadDim = "64",
+    head_dim: o.HeadDim = None,
+    like: o.Like = None,
     dtype: o.Dtype = "bf16",
-    causal: o.Causal = False,
+    causal: o.Causal = None,
     pass_: o.Pass = "fwd",
     pattern: o.Pattern = None,
+    window: o.Window = None,
+    dilation: o.Dilation = None,
     dropout: o.Dropout = 0.0,
     padding: o.Padding = "0",
+    page: o.Page = None,
+    prefix: o.Prefix = None,
+    cache_dtype: o.CacheDtype = None,
+    append: o.Append = False,
     block_m: o.BlockM = None,
     block_n: o.BlockN = None,
     impl: Annotated[
@@ -53,28 +63,25 @@ def io(
     from perfkit.cli.io_cases import cases, counted, marked
     from perfkit.cli.output import check_targets, print_plain, terminal_width, titled, write_files
     from perfkit.cli.progress import progress
-    from perfkit.cli.selection import attention_workloads, modelled_rows
+    from perfkit.cli.selection import modelled_rows
+    from perfkit.cli.workloads import op_of, workloads
     from perfkit.measure.choose import choose_backend
     from perfkit.measure.options import Options
     from perfkit.measure.session import run_cases
-    from perfkit.ops import find_op
     from perfkit.reports.io import render
 
     targets = {"json": json, "csv": csv, "md": md, "html": html}
     check_targets(targets, force)
-    found = find_op(op)
-    workloads = attention_workloads(
-        seqs=seq.split(","), seq_k=seq_k, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        dtype=dtype, causal=causal, pass_=pass_, pattern=pattern, dropout=dropout, padding=padding,
-    )  # fmt: skip
-    rows = modelled_rows(found, impl, workloads)
+    found = op_of(ctx.params)
+    asked = workloads(found, ctx.params, heads=1)
+    rows = modelled_rows(found, impl, asked)
     backend = choose_backend(device, dtype, Options(energy=False, limit_s=time_limit))
-    asked = cases(rows, workloads, backend.profile, o.tile(block_m, block_n), sweep, count)
-    with progress(len(asked)) as stage:
-        record = run_cases(found, [(case.workload, [case.row]) for case in asked], backend, stage)
-    record = marked(record, asked)
+    all_cases = cases(rows, asked, backend.profile, o.tile(block_m, block_n), sweep, count)
+    with progress(len(all_cases)) as stage:
+        record = run_cases(found, [(case.workload, [case.row]) for case in all_cases], backend, stage)
+    record = marked(record, all_cases)
     if count:
-        record = counted(record, asked)
+        record = counted(record, all_cases)
     subject = study(record)
     write_files(titled("io", subject), targets)
     if "-" not in targets.values():

@@ -8,7 +8,6 @@ from perfkit.analysis.sweeps import Source, trials
 from perfkit.cli.progress import progress
 from perfkit.errors import UsageError
 from perfkit.model.device import DeviceProfile
-from perfkit.ops.attention_decode import splits_of
 from perfkit.ops.attention_tiles import with_tiles
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation
@@ -38,7 +37,7 @@ def cases(
 ) -> list[Case]:
     """Every run in its order. UsageError for tiles that were asked for and cannot be."""
     asked = [
-        Case(row=with_tiles(row, w, device, *sides), workload=w, trial=False, counted=count)
+        Case(row=with_tiles(row, row.workload(w), device, *sides), workload=w, trial=False, counted=count)
         for w in workloads
         for row in rows
     ]
@@ -75,10 +74,10 @@ def marked(record: Record, asked: Sequence[Case]) -> Record:
 
 
 def _pinned(row: Implementation, run: Run) -> Implementation:
-    """The row in as many shares of the keys as the run had: one K/V head alone would take more of them."""
-    if row.name != "flash-decode":
+    """The row as the run had it: counting runs one K/V head, which alone might be dealt out otherwise."""
+    if row.pinned is None:
         return row
-    return msgspec.structs.replace(row, options={**row.options, "splits": splits_of(run.uses)})
+    return msgspec.structs.replace(row, options={**row.options, **row.pinned(run.uses)})
 
 
 def counted(record: Record, asked: Sequence[Case]) -> Record:
@@ -90,7 +89,7 @@ def counted(record: Record, asked: Sequence[Case]) -> Record:
     requests = [
         request(
             _pinned(case.row, run),
-            case.workload,
+            run.workload,
             Sampling(programs="alike" if case.trial else "all"),
             capability,
         )

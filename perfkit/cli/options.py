@@ -4,17 +4,40 @@ from typing import Annotated
 
 import typer
 
-Op = Annotated[str, typer.Option(help="The op.")]
+Op = Annotated[str | None, typer.Option(help="The op.  \\[default: attention]")]
+Phase = Annotated[
+    str | None,
+    typer.Option(help="prefill (causal attention) or decode (decode-attention), in place of --op."),
+]
+Like = Annotated[str | None, typer.Option(help="Heads, head dim and window of a model; see perfkit models.")]
 SeqK = Annotated[str | None, typer.Option(help="Keys a head.  \\[default: --seq]")]
-Batch = Annotated[str, typer.Option(help="Batch size.")]
-Heads = Annotated[str, typer.Option(help="Query heads.")]
-KvHeads = Annotated[str | None, typer.Option(help="K/V heads; must divide --heads.  \\[default: --heads]")]
-HeadDim = Annotated[str, typer.Option(help="Width of one head.")]
+Tokens = Annotated[
+    str | None, typer.Option(help="Queries a head, the last of --seq keys.  \\[default: 1 when decoding]")
+]
+Batch = Annotated[str, typer.Option(help="Batch size; several separated by commas.")]
+Heads = Annotated[str | None, typer.Option(help="Query heads.  \\[default: 16, or --like]")]
+KvHeads = Annotated[
+    str | None, typer.Option(help="K/V heads; must divide --heads.  \\[default: --heads, or --like]")
+]
+HeadDim = Annotated[str | None, typer.Option(help="Width of one head.  \\[default: 64, or --like]")]
 Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32.")]
-Causal = Annotated[bool, typer.Option("--causal/--no-causal", help="Causal mask, bottom-right aligned.")]
+Causal = Annotated[
+    bool | None, typer.Option("--causal/--no-causal", help="Causal mask, bottom-right aligned.")
+]
+Window = Annotated[str | None, typer.Option(help="Sliding window: each query sees so many keys.")]
+Dilation = Annotated[str | None, typer.Option(help="Of the window only every D-th key, D given.")]
+Page = Annotated[str | None, typer.Option(help="Tokens a page of the K/V cache, from 1 to 256.")]
+Prefix = Annotated[str | None, typer.Option(help="First tokens that all sequences share, in whole pages.")]
+CacheDtype = Annotated[
+    str | None, typer.Option(help="fp8: a K/V cache in e4m3 with scales.  \\[default: --dtype]")
+]
+Append = Annotated[bool, typer.Option("--append", help="Write the new keys and values to the cache first.")]
 Pass = Annotated[str, typer.Option("--pass", help="fwd, bwd or fwd-bwd.")]
 Pattern = Annotated[
-    str | None, typer.Option(help="Block mask: random:25%, butterfly or local:2, and @BLOCK for its blocks.")
+    str | None,
+    typer.Option(
+        help="Mask: window:4k, longformer:256+64, bigbird:1+2+3, random:25% ...; several by commas."
+    ),
 ]
 Dropout = Annotated[float, typer.Option(help="Share of P that is dropped.")]
 Padding = Annotated[str, typer.Option(help="Sequences of a batch are up to so many keys shorter.")]

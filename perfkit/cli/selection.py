@@ -3,46 +3,8 @@
 from collections.abc import Sequence
 
 from perfkit.errors import UsageError
-from perfkit.model.units import parse_count
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, Op
-from perfkit.ops.patterns import canonical
-
-
-def attention_workloads(
-    *,
-    seqs: Sequence[str],
-    seq_k: str | None,
-    batch: str,
-    heads: str,
-    kv_heads: str | None,
-    head_dim: str,
-    dtype: str,
-    causal: bool,
-    pass_: str,
-    pattern: str | None = None,
-    dropout: float = 0.0,
-    padding: str = "0",
-) -> list[AttentionWorkload]:
-    """The workloads that the options describe, one a length; UsageError says what is allowed."""
-    found = [
-        AttentionWorkload(
-            batch=parse_count(batch, "--batch"),
-            heads=parse_count(heads, "--heads"),
-            kv_heads=parse_count(kv_heads or heads, "--kv-heads"),
-            seq_q=parse_count(seq, "--seq"),
-            seq_k=parse_count(seq_k or seq, "--seq-k"),
-            head_dim=parse_count(head_dim, "--head-dim"),
-            dtype=dtype,
-            causal=causal,
-            pass_=pass_,  # type: ignore[arg-type]
-            pattern=canonical(pattern) if pattern else None,
-            dropout=dropout,
-            padding=0 if padding == "0" else parse_count(padding, "--padding"),
-        )
-        for seq in seqs
-    ]
-    return list(dict.fromkeys(found))
 
 
 def compared(
@@ -78,7 +40,7 @@ def modelled_rows(op: Op, names: str, workloads: Sequence[AttentionWorkload]) ->
         if row.io is None:
             raise UsageError(f"{row.name} has no IO model: its tiles are not known", "name another one")
         for w in workloads:
-            if reason := row.refusal(w):
+            if reason := row.refusal(row.workload(w)):
                 raise UsageError(f"{row.name} cannot serve it: {reason}", "change the workload or --impl")
     return rows
 
@@ -93,7 +55,8 @@ def select(op: Op, names: str, hardware: str | None, features: Sequence[str] = (
     if "all" in names.split(","):
         rows = [row for row in op.implementations if _served(row, hardware)]
         if features:
-            return [row for row in rows if row.role != "oracle" and row.serves.issuperset(features)]
+            able = [row for row in rows if row.role != "oracle" and row.serves.issuperset(features)]
+            return [row for row in able if row.shaped is None or not row.named_only]
         return [row for row in rows if not row.named_only]
     allowed = ", ".join(_names(op))
     chosen: dict[str, Implementation] = {}

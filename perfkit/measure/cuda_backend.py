@@ -189,7 +189,8 @@ class CudaBackend:
         draft.lack(tags, "not obtained")
 
     def _check_memory(self, row: Implementation, w: AttentionWorkload) -> None:
-        inputs = 0 if self._bench.has(w) else 2 * w.query_bytes + 2 * w.key_bytes
+        stored = w.cache_bytes if w.page or w.cache_dtype or w.append else 0
+        inputs = 0 if self._bench.has(w) else 2 * w.query_bytes + 2 * w.key_bytes + stored
         results = w.query_bytes + (0 if w.pass_ == "fwd" else w.query_bytes + 2 * w.key_bytes)
         need, free = row.workspace(w) + inputs + results, free_memory()
         if need > free:

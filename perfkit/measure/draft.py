@@ -28,6 +28,7 @@ class Draft:
 
     row: Implementation
     workload: AttentionWorkload
+    asked: AttentionWorkload | None = None
     numbers: dict[str, Number] = field(default_factory=dict)
     timing: Timing | None = None
     uses: list[KernelUse] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Draft:
         return Run(
             impl=self.row.name,
             workload=self.workload,
+            asked=self.asked,
             status=status,
             reason=reason,
             numbers=numbers,

@@ -102,7 +102,7 @@ def run_cases(
     environment = backend.environment()  # a kernel that crashes may take the device with it
     several = len({w for w, _ in cases}) > 1
     for w, rows in cases:
-        drafts = [Draft(row=row, workload=w) for row in rows]
+        drafts = [_draft(row, w) for row in rows]
         for group in [drafts] if baseline is not None else [[draft] for draft in drafts]:
             if any(run.status == "interrupted" for run in runs):
                 runs += [draft.finish("interrupted", NOT_STARTED) for draft in group]
@@ -117,6 +117,19 @@ def run_cases(
         notes=backend.notes,
         baseline=baseline,
     )
+
+
+def _draft(row: Implementation, asked: AttentionWorkload) -> Draft:
+    """A run of `row` where `asked` is asked for, with a note where it runs something else."""
+    w = row.workload(asked)
+    if w == asked:
+        return Draft(row=row, workload=w)
+    changed = (
+        f"{name} {getattr(w, name)} for {getattr(asked, name)}"
+        for name in w.__struct_fields__
+        if getattr(w, name) != getattr(asked, name)
+    )
+    return Draft(row=row, workload=w, asked=asked, notes=[f"runs its own workload: {', '.join(changed)}"])
 
 
 def _named(stage: Callable[[str, str], None], w: AttentionWorkload, several: bool) -> Callable[[str], Stage]:

@@ -4,9 +4,10 @@ from typing import Final
 
 from perfkit.errors import UsageError
 from perfkit.ops.attention import ATTENTION
+from perfkit.ops.attention_family import FAMILY
 from perfkit.ops.base import Op
 
-OPS: Final[tuple[Op, ...]] = (ATTENTION,)
+OPS: Final[tuple[Op, ...]] = (ATTENTION, *FAMILY)
 
 
 def find_op(name: str) -> Op:

@@ -1,5 +1,6 @@
 """Attention as an op: FLOPs by convention and exactly, compulsory traffic, and who implements it."""
 
+from functools import partial
 from typing import Final
 
 from perfkit.kernels.attention import tiles
@@ -7,6 +8,7 @@ from perfkit.ops import attention_cache as cached
 from perfkit.ops import attention_decode as decode
 from perfkit.ops import attention_flash1 as flash1
 from perfkit.ops import attention_gpt2 as gpt2
+from perfkit.ops import attention_hopper as hopper
 from perfkit.ops import attention_io as io
 from perfkit.ops import attention_sparse as sparse
 from perfkit.ops import attention_sparse1 as sparse1
@@ -15,11 +17,16 @@ from perfkit.ops import attention_square as square
 from perfkit.ops.attention_ledger import standard_ledger
 from perfkit.ops.attention_published import published
 from perfkit.ops.attention_tiles import chosen
+from perfkit.ops.attention_variants import variants
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, IOModel, KernelUse, Op, Uses
 
 KERNELS = "perfkit.kernels.attention"
 HALF: Final = ("bf16", "fp16")
+#: What a K/V cache may be: of sequences of several lengths, in pages, in fp8, and still to be appended to.
+CACHE: Final = frozenset({"padding", "pages", "fp8 cache", "append"})
+#: What torch's SDPA takes as a dense mask.
+MASKED: Final = frozenset({"pattern", "padding"})
 
 #: FLOPs of a pass over those of the forward pass: the backward has five products to the forward's two.
 _PASS_FACTOR: Final = {"fwd": 2, "bwd": 5, "fwd-bwd": 7}
@@ -76,7 +83,17 @@ def _causal_rectangle(w: AttentionWorkload) -> str | None:
     return None
 
 
-def _peer(name: str, function: str, description: str, materialises: bool = False) -> Implementation:
+def _forward_only(w: AttentionWorkload) -> str | None:
+    return None if w.pass_ == "fwd" else f"pass {w.pass_}: a cache is read forward only"
+
+
+def _peer(
+    name: str,
+    function: str,
+    description: str,
+    materialises: bool = False,
+    serves: frozenset[str] = frozenset(),
+) -> Implementation:
     return Implementation(
         name=name,
         target=f"{KERNELS}.{function}",
@@ -86,6 +103,7 @@ def _peer(name: str, function: str, description: str, materialises: bool = False
         workspace=_no_workspace,
         refuses=_causal_rectangle,
         materialises=materialises,
+        serves=serves,
     )
 
 
@@ -129,6 +147,29 @@ IMPLEMENTATIONS: Final = (
             issued_flops=io.flash_flops,
             exps=io.flash_exps,
             extra_flops=io.flash_extra_flops,
+            launches=lambda w: {"fwd": 1, "bwd": 3, "fwd-bwd": 4}[w.pass_],
+            source="N_q d + T_r 2 N_k d forward (FA2 Algorithm 1)",
+        ),
+    ),
+    Implementation(
+        name="flash-hopper",
+        target=f"{KERNELS}.hopper:attention",
+        description="FlashAttention-3's forward in Gluon, for compute capability 9.0",
+        role="shipped",
+        named_only=True,
+        dtypes=HALF,
+        workspace=io.flash_workspace,
+        plan=hopper.hopper_plan,
+        refuses=hopper.hopper_refuses,
+        uncounted=hopper.UNCOUNTED,
+        io=IOModel(
+            level="L2",
+            ledger=partial(io.flash_ledger, forward=io.HOPPER),
+            tiled=partial(io.flash_tiled, forward=io.HOPPER),
+            dram=hopper.hopper_dram,
+            issued_flops=partial(io.flash_flops, forward=io.HOPPER),
+            exps=io.flash_exps,
+            extra_flops=partial(io.flash_extra_flops, forward=io.HOPPER),
             launches=lambda w: {"fwd": 1, "bwd": 3, "fwd-bwd": 4}[w.pass_],
             source="N_q d + T_r 2 N_k d forward (FA2 Algorithm 1)",
         ),
@@ -212,7 +253,9 @@ IMPLEMENTATIONS: Final = (
         named_only=True,
         dtypes=HALF,
         workspace=decode.decode_workspace,
+        serves=CACHE,
         plan=decode.decode_plan,
+        pinned=lambda uses: {"splits": decode.splits_of(uses)},
         refuses=decode.decode_refuses,
         io=IOModel(
             level="L2",
@@ -229,7 +272,7 @@ IMPLEMENTATIONS: Final = (
     Implementation(
         name="block-sparse",
         target=f"{KERNELS}.block_sparse:attention",
-        description="visible blocks of a mask, in FlashAttention-2 order",
+        description="the visible tiles of any mask, in FlashAttention-2 order",
         role="shipped",
         named_only=True,
         dtypes=HALF,
@@ -261,7 +304,7 @@ IMPLEMENTATIONS: Final = (
         workspace=sparse1.sparse1_workspace,
         plan=sparse1.sparse1_plan,
         retiled=sparse.within_blocks(sparse1.sparse1_plan, sparse1.sparse1_tiled),
-        refuses=sparse.sparse_refuses,
+        refuses=sparse1.sparse1_refuses,
         io=IOModel(
             level="L2",
             ledger=sparse1.sparse1_ledger,
@@ -277,8 +320,20 @@ IMPLEMENTATIONS: Final = (
     _peer("sdpa-flash", "sdpa:flash", "torch SDPA, FlashAttention-2"),
     _peer("sdpa-cudnn", "sdpa:cudnn", "torch SDPA, cuDNN"),
     _peer("sdpa-efficient", "sdpa:efficient", "torch SDPA, memory-efficient"),
-    _peer("sdpa-math", "sdpa:math", "torch SDPA, eager math", materialises=True),
-    _peer("flex", "flex:attention", "torch flex_attention, compiled"),
+    _peer("sdpa-math", "sdpa:math", "torch SDPA, eager math", materialises=True, serves=MASKED),
+    _peer("flex", "flex:attention", "torch flex_attention, compiled", serves=frozenset({"pattern"})),
+    Implementation(
+        name="gathered",
+        target=f"{KERNELS}.gathered:attention",
+        description="the K/V cache gathered in one piece, then torch SDPA",
+        role="peer",
+        named_only=True,
+        dtypes=(*HALF, "fp32"),
+        hardware=("cuda", "cpu"),
+        workspace=lambda w: 2 * w.key_bytes,
+        refuses=_forward_only,
+        serves=CACHE,
+    ),
     Implementation(
         name="sdpa",
         target=f"{KERNELS}.sdpa:default",
@@ -288,6 +343,7 @@ IMPLEMENTATIONS: Final = (
         hardware=("cpu",),
         workspace=_no_workspace,
         refuses=_causal_rectangle,
+        serves=MASKED,
     ),
     Implementation(
         name="reference",
@@ -299,7 +355,7 @@ IMPLEMENTATIONS: Final = (
         hardware=("cuda", "cpu"),
         materialises=True,
         workspace=_no_workspace,
-        serves=frozenset({"pattern", "padding"}),
+        serves=frozenset({"pattern"}) | CACHE,
     ),
 )
 
@@ -311,5 +367,8 @@ ATTENTION: Final = Op(
     exps=exps,
     compulsory=io.compulsory,
     published=published,
-    implementations=IMPLEMENTATIONS,
+    implementations=(
+        *IMPLEMENTATIONS,
+        *variants(next(row for row in IMPLEMENTATIONS if row.name == "flash")),
+    ),
 )

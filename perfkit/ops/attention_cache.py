@@ -17,6 +17,7 @@ from perfkit.model.device import DeviceProfile
 from perfkit.model.traffic import Traffic
 from perfkit.model.units import show
 from perfkit.ops.attention_io import (
+    FORWARD,
     compulsory,
     flash_traffic,
     key_blocks,
@@ -74,23 +75,40 @@ def resident(tile: KernelUse, device: DeviceProfile) -> int:
 
 
 def streamed(
-    w: AttentionWorkload, tile: KernelUse, head_bytes: int, blocks: int, device: DeviceProfile
+    w: AttentionWorkload,
+    tile: KernelUse,
+    head_bytes: int,
+    blocks: int,
+    device: DeviceProfile,
+    together: int = 1,
 ) -> Prediction:
-    """Passes over what the blocks of one K/V head share, `blocks` of them for each of its query heads."""
-    return shared_passes(
-        blocks_per_head=blocks,
-        heads=w.batch * w.kv_heads,
-        head_bytes=head_bytes,
+    """Passes over what the blocks of one K/V head share, `blocks` of them for each of its query heads.
+
+    The blocks of `together` heads are started side by side: all of these heads are in flight as one.
+    """
+    heads = w.batch * w.kv_heads
+    together = min(together, heads)
+    found = shared_passes(
+        blocks_per_head=blocks * together,
+        heads=-(-heads // together),
+        head_bytes=head_bytes * together,
         resident_blocks=resident(tile, device),
         l2_bytes=device.level("l2").capacity_bytes,
     )
+    if together == 1:
+        return found
+    reason = found.reason.replace("head(s)", f"group(s) of {together} heads", 1)
+    return msgspec.structs.replace(found, reason=reason)
 
 
-def flash_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cached:
+def flash_dram(
+    w: AttentionWorkload, uses: Uses, device: DeviceProfile, forward: str = FORWARD, together: int = 1
+) -> Cached:
     """What each kernel reads at least, plus what waves read again, less what L2 keeps between kernels.
 
     Forward and dQ blocks share K and V, dK/dV blocks share Q, dO, LSE and D; a causal mask leaves of each
     pass over them only what is visible. An op whose inputs are small finds them in L2 in its later kernels.
+    `forward` is the kernel that runs forward, and starts the blocks of `together` K/V heads side by side.
     """
     q, kv, statistic = w.query_bytes, w.key_bytes, STATISTIC_BYTES * w.rows
     group = w.heads // w.kv_heads
@@ -98,12 +116,12 @@ def flash_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cache
     least, again, writes, reasons = 0, 0, 0, []
 
     def repeated(tile: KernelUse, shared: int, head_bytes: int, blocks: int, seen: int, whole: int) -> int:
-        found = streamed(w, tile, head_bytes, blocks, device)
+        found = streamed(w, tile, head_bytes, blocks, device, together if tile.kernel == forward else 1)
         reasons.append(found.reason)
         return round(shared * max(0.0, found.passes * seen / whole - 1.0))
 
     if w.pass_ != "bwd":
-        tile = tile_of(uses, "flash_forward")
+        tile = tile_of(uses, forward)
         seen = key_blocks(w, tile)
         blocks, whole = group * len(seen), len(seen) * -(-w.seq_k // tile.block_n)
         least += q + 2 * kv
@@ -127,6 +145,6 @@ def flash_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cache
     if lost < 1 and least > once:
         reasons.append(f"{1 - lost:.0%} of its inputs stay in L2 between its kernels")
     # No more can come from DRAM than is asked for: a mask may leave blocks that nobody reads.
-    reads = min(once + round(lost * (least - once)) + again, flash_traffic(w, uses).read_bytes)
+    reads = min(once + round(lost * (least - once)) + again, flash_traffic(w, uses, forward).read_bytes)
     traffic = Traffic(read_bytes=reads, write_bytes=writes)
     return Cached(traffic=traffic, reason="; ".join(dict.fromkeys(reasons)))

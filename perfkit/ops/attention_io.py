@@ -4,7 +4,10 @@ Sources: FA1 = Dao et al., arXiv 2205.14135; FA2 = Dao, arXiv 2307.08691. Result
 heads. Which bytes are of which kernel and tensor is in `attention_ledger`.
 """
 
+from typing import Final
+
 from perfkit.errors import UsageError
+from perfkit.kernels.attention import tiles
 from perfkit.model.traffic import Traffic
 from perfkit.ops.attention_ledger import (
     STATISTIC_BYTES,
@@ -15,15 +18,24 @@ from perfkit.ops.attention_ledger import (
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse, Ledger, Uses, total
 
+#: The forward kernels that have FA2's loops: of `flash`, and of `flash-hopper`.
+FORWARD: Final = "flash_forward"
+HOPPER: Final = "flash_hopper_forward"
+#: Kernel -> blocks of keys that a block of queries visits at least, and columns of its narrowest tile.
+FEWEST_BLOCKS: Final = {HOPPER: 1}
+NARROWEST: Final = {HOPPER: tiles.HOPPER_WIDTH}
+
 
 def compulsory(w: AttentionWorkload) -> Traffic:
     """Each input read once and each output written once: what no implementation can go below.
 
     Forward: Q, K, V read, O written. Backward: Q, K, V, O, dO and LSE read, dQ, dK, dV written
     (8 N d and N statistics a head, FA1 Algorithm 4). Forward with backward: both, O and LSE in between.
+    Of a K/V cache what it holds, a shared prefix once; what is appended is read as given, and written.
     """
     q, kv, lse = w.query_bytes, w.key_bytes, STATISTIC_BYTES * w.rows
-    forward = Traffic(read_bytes=q + 2 * kv, write_bytes=q)
+    appended = w.appended_bytes // w.element_bytes * w.cache_element_bytes
+    forward = Traffic(read_bytes=q + w.cache_bytes - appended + w.appended_bytes, write_bytes=q + appended)
     backward = Traffic(read_bytes=3 * q + 2 * kv + lse, write_bytes=q + 2 * kv)
     if w.pass_ == "fwd":
         return forward
@@ -83,14 +95,14 @@ def tile_of(uses: Uses, kernel: str) -> KernelUse:
 
 
 def key_blocks(w: AttentionWorkload, tile: KernelUse) -> list[int]:
-    """Per block of queries, how many blocks of keys its rows can see (causal: to the last row's diagonal)."""
+    """Per block of queries, how many blocks of keys are visited (causal: to the last row's diagonal)."""
     m, n = tile.block_m, tile.block_n
     whole = -(-w.seq_k // n)
     starts = range(0, w.seq_q, m)
     if not w.causal:
         return [whole for _ in starts]
     visible = (min(w.seq_k, min(start + m, w.seq_q) + w.seq_k - w.seq_q) for start in starts)
-    return [max(0, -(-keys // n)) for keys in visible]
+    return [max(FEWEST_BLOCKS.get(tile.kernel, 0), -(-keys // n)) for keys in visible]
 
 
 def query_blocks(w: AttentionWorkload, tile: KernelUse) -> list[range]:
@@ -115,42 +127,47 @@ def _queries_read(w: AttentionWorkload, tile: KernelUse) -> int:
     return sum(max(0, w.seq_q - blocks.start * tile.block_m) for blocks in query_blocks(w, tile))
 
 
-def flash_tiled(w: AttentionWorkload) -> tuple[str, ...]:
-    """The kernels of the pass that loop over tiles."""
-    forward, backward = ("flash_forward",), ("flash_dkdv", "flash_dq")
-    return {"fwd": forward, "bwd": backward, "fwd-bwd": forward + backward}[w.pass_]
+def flash_tiled(w: AttentionWorkload, forward: str = FORWARD) -> tuple[str, ...]:
+    """The kernels of the pass that loop over tiles; here and below, `forward` is the one that runs forward."""
+    backward = ("flash_dkdv", "flash_dq")
+    return {"fwd": (forward,), "bwd": backward, "fwd-bwd": (forward, *backward)}[w.pass_]
 
 
-def flash_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
+def flash_ledger(w: AttentionWorkload, uses: Uses, forward: str = FORWARD) -> Ledger:
     """What the kernels of `flash` move between SMs and L2 for the pass, with the tiles that ran."""
     moved: Ledger = ()
     if w.pass_ != "bwd":
-        moved += flash_forward_ledger(w, _keys_read(w, tile_of(uses, "flash_forward")))
+        moved += flash_forward_ledger(w, _keys_read(w, tile_of(uses, forward)), forward)
     if w.pass_ != "fwd":
         queries = _queries_read(w, tile_of(uses, "flash_dkdv"))
         moved += flash_backward_ledger(w, queries, _keys_read(w, tile_of(uses, "flash_dq")))
     return moved
 
 
-def flash_traffic(w: AttentionWorkload, uses: Uses) -> Traffic:
+def flash_traffic(w: AttentionWorkload, uses: Uses, forward: str = FORWARD) -> Traffic:
     """SM<->L2 traffic of `flash` for the pass, with the tiles that ran."""
-    return total(flash_ledger(w, uses))
+    return total(flash_ledger(w, uses, forward))
 
 
-def flash_flops(w: AttentionWorkload, uses: Uses) -> int:
+def _width(head_dim: int, kernel: str) -> int:
+    """Columns of a tile: the head dim padded to a power of two, at least the kernel's narrowest."""
+    return max(NARROWEST.get(kernel, 16), 1 << (head_dim - 1).bit_length())
+
+
+def flash_flops(w: AttentionWorkload, uses: Uses, forward: str = FORWARD) -> int:
     """What the tensor units execute: whole tiles, head dim padded to a power of two.
 
     Forward 2 products a tile; dK/dV kernel 4 (S, dP, dV, dK); dQ kernel 3 (S, dP, dQ): 7 where one fused
     kernel needs 5.
     """
-    depth = 1 << max(4, (w.head_dim - 1).bit_length())
 
-    def product(tile: KernelUse, tiles: int) -> int:
-        return 2 * tile.block_m * tile.block_n * depth * tiles * w.batch * w.heads
+    def product(tile: KernelUse, visits: int) -> int:
+        depth = _width(w.head_dim, tile.kernel)
+        return 2 * tile.block_m * tile.block_n * depth * visits * w.batch * w.heads
 
     flops = 0
     if w.pass_ != "bwd":
-        tile = tile_of(uses, "flash_forward")
+        tile = tile_of(uses, forward)
         flops += 2 * product(tile, sum(key_blocks(w, tile)))
     if w.pass_ != "fwd":
         dkdv, dq = tile_of(uses, "flash_dkdv"), tile_of(uses, "flash_dq")
@@ -164,11 +181,13 @@ def flash_exps(w: AttentionWorkload, _: Uses) -> int:
     return {"fwd": 1, "bwd": 2, "fwd-bwd": 3}[w.pass_] * w.pairs
 
 
-def flash_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+def flash_extra_flops(w: AttentionWorkload, forward: str = FORWARD) -> tuple[str, ...]:
     """Why `flash` executes more FLOPs than the convention counts."""
     causes = ["masked part of diagonal tiles"] if w.causal else []
     if w.pass_ != "fwd":
         causes.append("S and dP recomputed twice (7 products for 5)")
+    if w.pass_ != "bwd" and w.head_dim < (width := NARROWEST.get(forward, 0)):
+        causes.append(f"head dim {w.head_dim} padded to {width} forward")
     if w.head_dim & (w.head_dim - 1):
         causes.append(f"head dim {w.head_dim} padded to a power of two")
     return tuple(causes)

@@ -73,10 +73,10 @@ def _standard_backward(w: AttentionWorkload) -> Ledger:
 # serves all query heads of a K/V head in flash_dkdv.
 
 
-def flash_forward_ledger(w: AttentionWorkload, keys: int) -> Ledger:
+def flash_forward_ledger(w: AttentionWorkload, keys: int, kernel: str = "flash_forward") -> Ledger:
     """Q once, K and V for each block of queries that sees them; O and LSE (FA2 Algorithm 1)."""
     q, visited, statistic = w.query_bytes, _visited(w, keys), _statistic(w)
-    return step("flash_forward", {"Q": q, "K": visited, "V": visited}, {"O": q, "LSE": statistic})
+    return step(kernel, {"Q": q, "K": visited, "V": visited}, {"O": q, "LSE": statistic})
 
 
 def flash_backward_ledger(w: AttentionWorkload, queries: int, keys: int) -> Ledger:

@@ -107,6 +107,9 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     `all`: it is slow on purpose, or computes something of its own. `serves` names the features of a workload
     beyond the ordinary that it can do (see `features` of the workload). `options` are keyword arguments for
     the target; `retiled` gives those that make it run other tiles, and what these are, or raises UsageError.
+    `shaped` is given where it runs another workload than the one that is asked for: `mqa` one with a single
+    K/V head. `pinned` are options with which it does again what it did, where sizes alone do not say that.
+    `uncounted` says why its kernels cannot be executed on a CPU, if they cannot.
     """
 
     name: str
@@ -124,6 +127,13 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     serves: frozenset[str] = frozenset()
     options: Mapping[str, Any] = {}
     retiled: Retiling | None = None
+    shaped: Callable[[Any], Any] | None = None
+    pinned: Callable[[Uses], Mapping[str, Any]] | None = None
+    uncounted: str | None = None
+
+    def workload(self, asked: Any) -> Any:
+        """The workload that it runs where `asked` is asked for. UsageError where there is none."""
+        return self.shaped(asked) if self.shaped else asked
 
     def refusal(self, workload: Any) -> str | None:
         """Why it cannot serve `workload` on any device; None if it can."""
@@ -153,7 +163,9 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
 class Op(msgspec.Struct, frozen=True, kw_only=True):
     """An op: its workload type, what every implementation of it must at least do, and who implements it.
 
-    `published` gives other people's figures for a workload, if there are any.
+    `published` gives other people's figures for a workload, if there are any. `defaults` are fields of the
+    workload that are not as usual; `cached` says that its length is that of a K/V cache, which few query
+    tokens meet.
     """
 
     name: str
@@ -164,6 +176,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     compulsory: Callable[[Any], Traffic]
     published: Callable[[Any], tuple[Published, ...]]
     implementations: tuple[Implementation, ...]
+    defaults: Mapping[str, Any] = {}
+    cached: bool = False
 
     def implementation(self, name: str) -> Implementation | None:
         """The implementation called `name`, or None."""

@@ -276,7 +276,7 @@ def test_tensor_flops_of_a_peer_are_not_predicted(verdicts: Verdicts) -> None:
 @pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd-bwd"])
 @pytest.mark.parametrize("n", [113, 5000, 16384])
 def test_counters_that_repeat_the_model_hold(n: int, pass_: Any, causal: bool) -> None:
-    (op,) = OPS
+    op = OPS[0]
     w = AttentionWorkload(seq_q=n, seq_k=n, causal=causal, pass_=pass_)
     rows = [row for row in op.implementations if row.io and not row.refusal(w)]
     record = run_session(op, [w], rows, FakeBackend(), lambda _impl, _what: None)

@@ -15,7 +15,7 @@ COUNT = "must be a positive count such as 4096, 16k or 1m, not"
 KILO = "k is 1024, m is 1024 * 1024"
 IMPLS = (
     "all, standard, flash, flash1, gpt2, square, flash-decode, block-sparse, block-sparse1, "
-    "sdpa-flash, sdpa-cudnn, sdpa-efficient, sdpa-math, flex, sdpa, reference"
+    "sdpa-flash, sdpa-cudnn, sdpa-efficient, sdpa-math, flex, gathered, sdpa, reference, mha, gqa, mqa"
 )
 
 
@@ -41,7 +41,11 @@ Perfkit = Callable[..., Any]
         ),
         (["--dtype", "fp9"], "unknown dtype 'fp9'", "allowed: bf16, fp16, fp32"),
         (["--pass", "sideways"], "unknown pass 'sideways'", "allowed: fwd, bwd, fwd-bwd"),
-        (["--op", "nope"], "unknown op 'nope'", "allowed: attention"),
+        (
+            ["--op", "nope"],
+            "unknown op 'nope'",
+            "allowed: attention, decode-attention, paged-decode-attention, sliding-window-attention",
+        ),
         (["--impl", "nope"], "unknown implementation 'nope' of attention", f"allowed: {IMPLS}"),
         (["--impl", "flash,"], "unknown implementation '' of attention", f"allowed: {IMPLS}"),
         (["--impl", "flash,nope"], "unknown implementation 'nope' of attention", f"allowed: {IMPLS}"),

@@ -17,7 +17,7 @@ from perfkit.ops import OPS
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.record import Record, Run, dump, load
 
-(OP,) = OPS
+OP = OPS[0]
 W = AttentionWorkload(heads=2, kv_heads=2, seq_q=128, seq_k=128, dtype="fp32")
 
 

@@ -17,7 +17,7 @@ from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, KernelUse, Op
 from perfkit.record import BY_TAG, INTERRUPTED, Record, Run
 
-(OP,) = OPS
+OP = OPS[0]
 STANDARD, FLASH, PEER = (OP.implementation(name) for name in ("standard", "flash", "sdpa-flash"))
 ROWS = [row for row in (STANDARD, FLASH, PEER) if row is not None]
 W = AttentionWorkload(seq_q=1024, seq_k=1024)
