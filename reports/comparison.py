@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,8 @@ from perfkit.reports import comparison_tables as tables
 from perfkit.reports import sweep_plot
 from perfkit.reports.cells import ended_well
 from perfkit.reports.contrast_words import Row, pairs
+from perfkit.reports.kv_words import kv_words
+from perfkit.reports.lines import note, title
 from perfkit.reports.places import common, joined, place, places
 from perfkit.reports.published import figures
 from perfkit.reports.words import comparison_words
@@ -29,25 +30,17 @@ def render(study: Study, comparison: Comparison, width: int = 80) -> RenderableT
     parts += [_sentences(comparison_words(comparison))]
     parts += [
         Text(),
-        _title("Speed", "above 1x is faster than the baseline"),
+        title("Speed", "above 1x is faster than the baseline"),
         tables.speed(comparison, width),
     ]
-    parts += [_line(text, "dim") for text in _reasons(comparison)]
-    parts += [Text(), _title("Cost", "each beside the baseline's"), tables.cost(comparison, width)]
-    parts += [_line(text, "dim") for text in _absences(comparison)]
+    parts += map(note, _reasons(comparison))
+    parts += [Text(), title("Cost", "each beside the baseline's"), tables.cost(comparison, width)]
+    parts += map(note, _absences(comparison))
     parts += _pictures(study, width)
     shown = figures(study, width)
     if shown is not None:
-        parts += [Text(), _title("Published", "beside what was measured here"), shown]
-    return Group(*parts, Text(), *(_line(text, "dim") for text in _notes(study, comparison)))
-
-
-def _title(text: str, rest: str = "") -> Text:
-    return Text.assemble((text, "bold"), f"  {rest}" if rest else "")
-
-
-def _line(text: str, style: str = "") -> RenderableType:
-    return Padding(Text(text, style), (0, 0, 0, 2), expand=False)
+        parts += [Text(), title("Published", "beside what was measured here"), shown]
+    return Group(*parts, Text(), *map(note, _notes(study, comparison)))
 
 
 def _sentences(words: Iterable[str]) -> Table:
@@ -60,10 +53,11 @@ def _sentences(words: Iterable[str]) -> Table:
 
 def _header(study: Study, comparison: Comparison) -> Text:
     record, everywhere = study.record, tables.among(comparison)
-    text = _title(f"{record.op} on {record.device.model}")
+    text = title(f"{record.op} on {record.device.model}")
     text.append(f"\n{common(everywhere)}")
     if len(everywhere) > 1:
         text.append(f"\nat {places(place(w, everywhere) for w in everywhere)}")
+    text.append(f"\n{kv_words([finding.placement.run for finding in _findings(comparison)])}")
     if record.backend in ("model", "fake"):
         word = "MODELLED" if record.backend == "model" else "FAKE"
         text.append(f"\n{word}: no number here was measured", "bold yellow")
@@ -75,10 +69,10 @@ def _pictures(study: Study, width: int) -> Iterator[RenderableType]:
     time, traffic = sweep_plot.time_plot(study, width), sweep_plot.traffic_plot(study, width)
     measured = study.record.backend != "model"
     if time is not None:
-        yield from (Text(), _title("Time" if measured else "Least time", "against N"), time)
+        yield from (Text(), title("Time" if measured else "Least time", "against N"), time)
     if traffic is not None:
         rest = "against N; letters measured, dots modelled" if measured else "against N, modelled"
-        yield from (Text(), _title("DRAM bytes", rest), traffic)
+        yield from (Text(), title("DRAM bytes", rest), traffic)
     if time is not None or traffic is not None:
         yield Text(", ".join(f"{letter} {name}" for name, letter in sweep_plot.letters(study).items()))
 
@@ -149,7 +143,7 @@ def _notes(study: Study, comparison: Comparison) -> Iterator[str]:
     yield from (*comparison.notes, *record.notes)
     for finding in study.findings:
         run = finding.placement.run
-        where = place(run.workload, everywhere)
+        where = place(run.setting, everywhere)
         limited = [f"clock limited by {', '.join(run.clock_reasons)}"] if run.clock_reasons else []
         for text in dict.fromkeys((*run.notes, *limited)):
             yield f"{run.impl}{f' at {where}' if where else ''}: {text}"

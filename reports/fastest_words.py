@@ -56,7 +56,7 @@ def _lead(names: Sequence[str], timed: bool, rivals: int) -> str:
 
 def _ranked(study: Study, workload: AttentionWorkload) -> list[Finding]:
     """What can be ranked at `workload`, shortest time first; by the least time where nothing was measured."""
-    here = [f for f in study.findings if f.placement.run.workload == workload and not f.placement.invalid]
+    here = [f for f in study.findings if f.placement.run.setting == workload and not f.placement.invalid]
     timed = [f for f in here if f.placement.run.status == "measured" and f.placement.time_s]
     if timed:
         return sorted(timed, key=lambda f: f.placement.time_s or 0.0)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from perfkit.analysis.figure2 import MIDDLE, Figure2, Left
@@ -15,6 +14,7 @@ from perfkit.reports import figure2_words as said
 from perfkit.reports.figure2_plot import middle_plots, right_plot
 from perfkit.reports.figure2_rows import missing, uncounted
 from perfkit.reports.io import provenance
+from perfkit.reports.lines import line, note, title
 from perfkit.reports.places import common
 from perfkit.reports.words import failures
 
@@ -22,18 +22,18 @@ from perfkit.reports.words import failures
 def render(study: Study, figure: Figure2, width: int = 80) -> RenderableType:
     """The whole output: the panels that the record has runs of, and what went wrong."""
     record = study.record
-    parts: list[RenderableType] = [_title(f"{SOURCE}, Figure 2, on {record.device.model}")]
+    parts: list[RenderableType] = [title(f"{SOURCE}, Figure 2, on {record.device.model}")]
     parts += [*provenance(study), *figure_parts(figure, width)]
-    of_runs = dict.fromkeys(f"{run.impl}: {note}" for run in record.runs for note in run.notes)
+    of_runs = dict.fromkeys(f"{run.impl}: {text}" for run in record.runs for text in run.notes)
     failed = (*failures(study), *uncounted(record.runs))
-    notes = (*failed, *of_runs, *(note for note in record.notes if not _told(note, figure)))
-    parts += [Text()] * bool(notes) + [_note(note) for note in notes]
+    notes = (*failed, *of_runs, *(text for text in record.notes if not _told(text, figure)))
+    parts += [Text()] * bool(notes) + [*map(note, notes)]
     return Group(*parts)
 
 
-def _told(note: str, figure: Figure2) -> bool:
+def _told(text: str, figure: Figure2) -> bool:
     """Whether the left table has already said why there is no measured number."""
-    return figure.left is not None and any(reason in note for reason in missing(figure.left))
+    return figure.left is not None and any(reason in text for reason in missing(figure.left))
 
 
 def figure_parts(figure: Figure2, width: int) -> Iterator[RenderableType]:
@@ -42,36 +42,24 @@ def figure_parts(figure: Figure2, width: int) -> Iterator[RenderableType]:
         yield from _left(figure.left, width)
     if figure.middle:
         yield from _headed(said.MIDDLE_TITLE, [Text(common([MIDDLE])), tables.middle_table(figure.middle)])
-        yield _note(said.BLOCKS)
+        yield note(said.BLOCKS)
         yield from middle_plots(figure.middle, width)
-        yield from map(_sentence, said.stall_words(figure))
+        yield from map(line, said.stall_words(figure))
     if figure.right:
         yield from _headed(said.RIGHT_TITLE, [Text(said.right_place()), tables.right_table(figure.right)])
         yield from right_plot(figure.right, width)
-        yield from map(_sentence, said.right_words(figure))
-        yield from _headed(said.APPENDIX_TITLE, [tables.appendix_table(figure, width), _note(said.APPENDIX)])
+        yield from map(line, said.right_words(figure))
+        yield from _headed(said.APPENDIX_TITLE, [tables.appendix_table(figure, width), note(said.APPENDIX)])
 
 
 def _left(left: Left, width: int) -> Iterator[RenderableType]:
     table = tables.left_table(left)
     yield from _headed(said.LEFT_TITLE, [Text(common([GPT2_PIPELINE])), table])
-    yield from map(_note, said.left_notes(left))
-    yield from _headed(said.STEPS_TITLE, [tables.steps_table(left, width), _note(said.steps_note(left))])
+    yield from map(note, said.left_notes(left))
+    yield from _headed(said.STEPS_TITLE, [tables.steps_table(left, width), note(said.steps_note(left))])
     entries = tables.entries_table(left.reconciled, width)
-    yield from _headed(said.ENTRIES_TITLE, [entries, _note(said.SYMBOLS)])
+    yield from _headed(said.ENTRIES_TITLE, [entries, note(said.SYMBOLS)])
 
 
-def _headed(title: str, body: Iterable[RenderableType]) -> Iterator[RenderableType]:
-    yield from (Text(), _title(title), *body)
-
-
-def _title(text: str) -> Text:
-    return Text(text, "bold")
-
-
-def _note(text: str) -> RenderableType:
-    return Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False)
-
-
-def _sentence(text: str) -> RenderableType:
-    return Padding(Text(text), (0, 0, 0, 2), expand=False)
+def _headed(name: str, body: Iterable[RenderableType]) -> Iterator[RenderableType]:
+    yield from (Text(), title(name), *body)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from perfkit.analysis.held import held, uncounted
@@ -20,7 +19,9 @@ from perfkit.ops.base import by_tensor
 from perfkit.record import Run
 from perfkit.reports import levels
 from perfkit.reports.grid import Column, Row, grid
+from perfkit.reports.kv_words import kv_words
 from perfkit.reports.law import law_parts
+from perfkit.reports.lines import note, title
 from perfkit.reports.onchip import memory_table
 from perfkit.reports.places import common, place
 from perfkit.reports.regimes import regimes_table
@@ -33,27 +34,27 @@ def render(study: Study, width: int = 80) -> RenderableType:
     """The whole output: what was asked for by itself, the trials as their law."""
     record = study.record
     plain = [run for run in record.runs if not run.trial]
-    asked = list(dict.fromkeys(run.workload for run in plain))
+    asked = list(dict.fromkeys(run.setting for run in plain))
     found = [one for one in subjects(record) if any(one.run is run for run in plain)]
-    parts: list[RenderableType] = [_title(f"{record.op} on {record.device.model}", ""), Text(common(asked))]
-    parts += provenance(study)
+    parts: list[RenderableType] = [title(f"{record.op} on {record.device.model}"), Text(common(asked))]
+    parts += [Text(kv_words(plain)), *provenance(study)]
     if len(asked) <= LEDGERS:
         for w in asked:
-            of_workload = [one for one in found if one.run.workload == w]
+            of_workload = [one for one in found if one.run.setting == w]
             where = place(w, asked)
-            parts += [Text(), _title("Ledger", f"bytes of each kernel and tensor{where and f', {where}'}")]
+            parts += [Text(), title("Ledger", f"bytes of each kernel and tensor{where and f', {where}'}")]
             parts += [ledgers(record.op, of_workload, width)]
-    parts += [_note(text) for text in dict.fromkeys(_remarks(study, found, plain))]
+    parts += map(note, dict.fromkeys(_remarks(study, found, plain)))
     if levels.worth_showing(found):
-        parts += [Text(), _title("Levels", "bytes by the model, counted and measured")]
+        parts += [Text(), title("Levels", "bytes by the model, counted and measured")]
         parts += [levels.table(found, width)]
     near = [one for one in found if one.distance is not None]
     if near and len(asked) == 1:
-        parts += [Text(), _title("Lower bounds", "elements a head"), lower_bounds(near, width)]
+        parts += [Text(), title("Lower bounds", "elements a head"), lower_bounds(near, width)]
     parts += _two_regimes(found, asked, width)
     memory = on_chip(record)
     if memory:
-        parts += [Text(), _title("On-chip memory", "M by the law, and what a thread block holds")]
+        parts += [Text(), title("On-chip memory", "M by the law, and what a thread block holds")]
         parts += [memory_table(memory, width)]
     parts += law_parts(laws(record), width)
     return Group(*parts)
@@ -67,7 +68,7 @@ def _two_regimes(
     wanted = any(one.run.impl == "square" for one in found) and len(asked) == 1
     if wanted and w.seq_q == w.seq_k >= w.head_dim:
         yield Text()
-        yield _title("Two regimes", "elements a head that either algorithm moves, by fast memory M")
+        yield title("Two regimes", "elements a head that either algorithm moves, by fast memory M")
         yield regimes_table(regimes(w.seq_q, w.head_dim), width)
 
 
@@ -77,10 +78,6 @@ def provenance(study: Study) -> Iterator[RenderableType]:
         yield Text("MODELLED: no number here was measured", "bold yellow")
     elif study.record.backend == "fake":
         yield Text("FAKE: no number here was measured", "bold yellow")
-
-
-def _note(text: str) -> RenderableType:
-    return Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False)
 
 
 def _remarks(study: Study, found: Sequence[Subject], plain: Sequence[Run]) -> Iterator[str]:
@@ -97,15 +94,11 @@ def _remarks(study: Study, found: Sequence[Subject], plain: Sequence[Run]) -> It
     for run in study.record.runs:
         if reason := uncounted(run):
             yield f"{run.impl}: not counted: {reason}"
-    yield from (note for run in plain for note in run.notes)
+    yield from (text for run in plain for text in run.notes)
     for run in plain:
         differing = held(study.record.op, run) or ()
         yield from (f"{run.impl}, {found.kernel}: {found.reason}" for found in differing if found.reason)
     yield from study.record.notes
-
-
-def _title(name: str, what: str) -> Text:
-    return Text.assemble((name, "bold"), (f"  {what}" if what else "", "dim"))
 
 
 def ledgers(op: str, found: Sequence[Subject], width: int) -> RenderableType:
@@ -159,5 +152,5 @@ def lower_bounds(found: Sequence[Subject], width: int) -> RenderableType:
             shown = (f"{number:.3g}" for number in numbers)
             over = f"{significant(near.moved / least.least)}x"
             rows.append(Row(cells=(subject.run.impl, f"{near.memory:,.0f}", *shown, least.regime, over)))
-    note = "bounds without constants: FA1 Proposition 3; Saha and Ye, arXiv 2402.07443, Theorem 3.1"
-    return Group(grid(columns, rows, width), _note(note))
+    source = "bounds without constants: FA1 Proposition 3; Saha and Ye, arXiv 2402.07443, Theorem 3.1"
+    return Group(grid(columns, rows, width), note(source))

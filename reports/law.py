@@ -3,20 +3,20 @@
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from perfkit.analysis.law import LAWS, FittedLaw
 from perfkit.model.units import short_count, significant
 from perfkit.reports.grid import Column, Row, grid
 from perfkit.reports.law_plot import LEVEL_WORDS, law_plots
+from perfkit.reports.lines import note, title
 
 
 def law_parts(found: Sequence[FittedLaw], width: int) -> Iterator[RenderableType]:
     """Title, pictures and table; nothing where nothing was swept."""
     if found:
         yield Text()
-        yield Text.assemble(("The law", "bold"), ("  bytes ~ N^a d^b M^c, one head, forward", "dim"))
+        yield title("The law", "bytes ~ N^a d^b M^c, one head, forward")
         yield from law_plots(found, width)
         yield Text()
         yield laws_table(found, width)
@@ -39,7 +39,7 @@ def laws_table(found: Sequence[FittedLaw], width: int) -> RenderableType:
         "and the S of square",
         "where d varies, on-chip bytes do not; counted sweeps are shorter than measured ones",
     ]
-    return Group(grid(columns, rows, width), *(_note(line) for line in (*notes, *sources)))
+    return Group(grid(columns, rows, width), *map(note, (*notes, *sources)))
 
 
 def _head(head: tuple[str, str, str], last: tuple[str, str, str]) -> tuple[str, ...]:
@@ -70,7 +70,3 @@ def exponent_text(one: FittedLaw) -> str:
     if fit.low is None or fit.high is None:
         return f"{fit.exponent:.3f}"
     return f"{fit.exponent:.3f} ±{(fit.high - fit.low) / 2:.3f}"
-
-
-def _note(text: str) -> RenderableType:
-    return Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False)

@@ -18,7 +18,7 @@ KINDS: Final[tuple[Literal["_modelled", "_counted", ""], ...]] = ("_modelled", "
 
 def worth_showing(found: Sequence[Subject]) -> bool:
     """Whether there is more than the ledgers say: counters, or several workloads."""
-    several = len({one.run.workload for one in found}) > 1
+    several = len({one.run.setting for one in found}) > 1
     return several or any(one.run.value("l2_read") is not None for one in found)
 
 
@@ -27,10 +27,10 @@ def table(found: Sequence[Subject], width: int) -> RenderableType:
     names = ("impl", "where", "level", "modelled", "counted", "measured", "off")
     columns = [Column(name=name, justify="left" if name in names[:3] else "right") for name in names]
     kept = [at for at, name in enumerate(names) if name != "counted" or any(one.run.counted for one in found)]
-    among = list(dict.fromkeys(one.run.workload for one in found))
+    among = list(dict.fromkeys(one.run.setting for one in found))
     rows, last = [], ("", "")
     for one in found:
-        head = (one.run.impl, place(one.run.workload, among))
+        head = (one.run.impl, place(one.run.setting, among))
         for cells in _rows(one.run):
             shown = ("" if head[0] == last[0] else head[0], "" if head == last else head[1], *cells)
             rows.append(Row(cells=tuple(shown[at] for at in kept)))

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.text import Text
 
 from perfkit.analysis.comparison import workloads
 from perfkit.analysis.metrics import METRICS
@@ -15,6 +13,7 @@ from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.record import BY_TAG, Number
 from perfkit.reports.cells import place_header, place_text
 from perfkit.reports.grid import Column, Row, grid
+from perfkit.reports.lines import note
 from perfkit.reports.ratios import ratio_text
 
 _LABELS = {**{tag: q.label for tag, q in BY_TAG.items()}, **{m.tag: m.label for m in METRICS}}
@@ -33,7 +32,7 @@ def figures(study: Study, width: int) -> RenderableType | None:
         Column(name="published on", justify="left", wide=True),
     )  # fmt: skip
     rows = [_row(study, workload, figure, among) for workload, figure in found]
-    return Group(grid(columns, rows, width), *(_line(text) for text in dict.fromkeys(_sources(found))))
+    return Group(grid(columns, rows, width), *map(note, dict.fromkeys(_sources(found))))
 
 
 def _row(
@@ -72,7 +71,3 @@ def _number(finding: Finding, tag: str) -> Number | None:
 def _sources(found: list[tuple[AttentionWorkload, Published]]) -> Iterator[str]:
     for _, figure in found:
         yield f"published on {figure.device}: {figure.source}{f'; {figure.note}' if figure.note else ''}"
-
-
-def _line(text: str) -> RenderableType:
-    return Padding(Text(text, "dim"), (0, 0, 0, 2), expand=False)

@@ -77,7 +77,7 @@ def _curves(
         y = value(p)
         useful = not ended_well or (p.run.status in ("measured", "modelled") and not p.invalid)
         if y and useful:
-            found.setdefault(p.run.impl, []).append((length(p.run.workload, among), y))
+            found.setdefault(p.run.impl, []).append((length(p.run.setting, among), y))
     return {impl: sorted(points) for impl, points in found.items()}
 
 

@@ -3,38 +3,48 @@
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from perfkit.analysis.comparison import workloads
+from perfkit.analysis.decode_map import decode_maps, unmapped
 from perfkit.analysis.figure2 import figure2
 from perfkit.analysis.law import laws
 from perfkit.analysis.study import Finding, Study
 from perfkit.model.units import show
 from perfkit.reports import plot, tables
+from perfkit.reports.decode_map import decode_parts
+from perfkit.reports.decode_map_words import whole_words
 from perfkit.reports.figure2 import figure_parts
+from perfkit.reports.kv_words import kv_words
 from perfkit.reports.law import law_parts
 from perfkit.reports.law_words import trial_words
+from perfkit.reports.lines import line, note, title
 from perfkit.reports.places import common, place, places
 from perfkit.reports.studies import of_workload, parted
 
 
 def render(study: Study, width: int = 80) -> RenderableType:
-    """The whole report for a terminal of `width` columns: each workload by itself, sweeps as their law."""
+    """The whole report for a terminal of `width` columns: each workload by itself, sweeps as their law.
+
+    Decode steps over batches and contexts are shown as their maps, and not each by itself.
+    """
     asked, swept = parted(study)
+    maps = decode_maps(asked)
+    mapped, asked = asked, unmapped(asked, maps)
     among = workloads(asked)
-    parts: list[RenderableType] = [_header(asked)]
-    for w in among or (None,):
+    parts: list[RenderableType] = [_header(asked), *decode_parts(maps, study.record.backend, width)]
+    for w in among or (() if maps else (None,)):
         if len(among) > 1 and w is not None:
             parts += [Text(), Text(f"At {place(w, among)}", "bold underline")]
         parts += _of_workload(asked if w is None else of_workload(asked, w), width)
     words = tuple(trial_words(swept))
     if words:
-        parts += [Text(), _title("Series", "runs that show something together"), *map(_line, words)]
+        parts += [Text(), title("Series", "runs that show something together"), *map(line, words)]
     parts += law_parts(laws(study.record), width)
     figure = figure2(study.record)
     parts += figure_parts(figure, width) if figure is not None else ()
     parts += [Text(), *_notes(asked, swept)]
+    parts += map(note, whole_words(mapped, maps)) if maps else ()
     return Group(*parts)
 
 
@@ -42,33 +52,30 @@ def _of_workload(study: Study, width: int) -> Iterator[RenderableType]:
     """Picture and tables of runs that can be told apart by their implementations."""
     picture = plot.roofline(study, width)
     if picture is not None:
-        yield from (Text(), _title("Roofline", "FLOP/s over FLOP/byte"), picture, _legend(study))
+        yield from (Text(), title("Roofline", "FLOP/s over FLOP/byte"), picture, _legend(study))
     yield from (Text(), tables.results(study))
     yield from _failures(study)
     if any(finding.verdicts for finding in study.findings):
-        yield from (Text(), _title("IO check", "traffic against the model"), tables.verdicts(study))
+        yield from (Text(), title("IO check", "traffic against the model"), tables.verdicts(study))
     if any(finding.placement.achieved for finding in study.findings):
         what = "what each allows at this intensity, and the share of it achieved"
-        yield from (Text(), _title("Ceilings", what), tables.ceilings(study))
+        yield from (Text(), title("Ceilings", what), tables.ceilings(study))
     if any(finding.losses for finding in study.findings):
-        yield from (Text(), _title("Where the time went", "parts of each measured time"))
+        yield from (Text(), title("Where the time went", "parts of each measured time"))
         yield tables.losses(study)
     if any(finding.placement.time_s for finding in study.findings):
-        yield from (Text(), _title("Run conditions", "clock of the samples; the rest back to back"))
+        yield from (Text(), title("Run conditions", "clock of the samples; the rest back to back"))
         yield tables.conditions(study)
-
-
-def _title(text: str, rest: str = "") -> Text:
-    return Text.assemble((text, "bold"), f"  {rest}" if rest else "")
 
 
 def _header(study: Study) -> Text:
     record = study.record
     device = record.device
-    text = _title(f"{record.op} on {device.model}")
+    text = title(f"{record.op} on {device.model}")
     among = workloads(study)
     text.append(f"\n{common(among)}" if among else "")
     text.append(f"\nat {places(place(w, among) for w in among)}" if len(among) > 1 else "")
+    text.append(f"\n{kv_words(record.runs)}" if among else "")
     if record.backend == "model":
         text.append("\nMODELLED: no number here was measured", "bold yellow")
     elif record.backend == "fake":
@@ -116,27 +123,26 @@ def _failures(study: Study) -> list[RenderableType]:
             lines.append(Text.assemble((f"{run.impl}: {run.status}", "yellow"), f": {run.reason}"))
         if invalid:
             lines.append(Text.assemble((f"{run.impl}: INVALID", "bold red"), f": {invalid}"))
-    return [Padding(line, (0, 0, 0, 2), expand=False) for line in lines]
+    return [line(text) for text in lines]
 
 
 def _notes(study: Study, swept: Study) -> Iterator[RenderableType]:
     record, among = study.record, workloads(study)
     modelled = any(point.provenance != "measured" for f in study.findings for point in f.placement.points)
     if modelled:
-        yield _note("* modelled, not measured")
+        yield note("* modelled, not measured")
     if any(point.upper for f in study.findings for point in f.placement.points):
-        yield _note("+ at least: compulsory traffic, the implementation's tiles are not known")
-    yield _note(f"device profile: {record.device.name}{' (derived)' if record.device.derived else ''}")
-    for note in record.notes:
-        yield _note(note)
+        yield note("+ at least: compulsory traffic, the implementation's tiles are not known")
+    yield note(f"device profile: {record.device.name}{' (derived)' if record.device.derived else ''}")
+    yield from map(note, record.notes)
     for finding in study.findings:
         run = finding.placement.run
-        where = place(run.workload, among)
+        where = place(run.setting, among)
         for text in dict.fromkeys((*run.notes, *_reasons(finding))):
-            yield _note(f"{run.impl}{f' at {where}' if where else ''}: {text}")
+            yield note(f"{run.impl}{f' at {where}' if where else ''}: {text}")
     runs = [finding.placement.run for finding in swept.findings]
-    said = dict.fromkeys(f"{run.impl}, in a series: {note}" for run in runs for note in run.notes)
-    yield from map(_note, said)
+    said = dict.fromkeys(f"{run.impl}, in a series: {text}" for run in runs for text in run.notes)
+    yield from map(note, said)
 
 
 def _reasons(finding: Finding) -> Iterator[str]:
@@ -156,11 +162,3 @@ def _reasons(finding: Finding) -> Iterator[str]:
             yield f"{verdict.check}: {verdict.status}: {verdict.reason}"
         elif "x the convention" in verdict.reason:
             yield f"FLOPs {verdict.reason}"
-
-
-def _note(text: str) -> RenderableType:
-    return _line(text, "dim")
-
-
-def _line(text: str, style: str = "") -> RenderableType:
-    return Padding(Text(text, style), (0, 0, 0, 2), expand=False)

@@ -12,6 +12,7 @@ from perfkit.analysis.verdict import Verdict
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.reports.contrast_words import missing_words, pair_words, pairs
 from perfkit.reports.fastest_words import fastest_words
+from perfkit.reports.kv_words import kv_words
 from perfkit.reports.places import common, joined, place, places
 
 #: More implementations than this are counted in a sentence, not named.
@@ -19,14 +20,15 @@ _NAMED = 5
 
 
 def verdict_words(study: Study) -> tuple[str, ...]:
-    """What a study says, a sentence each: what was measured on what, the fastest, IO check, what went wrong.
+    """What a study says: what was measured on what, K/V cache, the fastest, IO check, what went wrong.
 
-    The fastest implementation stands with its share of its roof; several are named where their times cannot
-    be told apart. INVALID runs, failures and MODELLED or FAKE numbers are said to be so.
+    A sentence each. The fastest implementation stands with its share of its roof; several are named where
+    their times cannot be told apart. INVALID runs, failures and MODELLED or FAKE numbers are said to be so.
     """
     if not study.findings:
         return (f"There is no run in this record of {study.record.op} on {study.record.device.model}.",)
-    return (*_subject(study), *fastest_words(study), *io_check(study), *invalid(study), *failures(study))
+    said = (*_subject(study), f"{kv_words(study.record.runs)}.", *fastest_words(study), *io_check(study))
+    return (*said, *invalid(study), *failures(study))
 
 
 def comparison_words(comparison: Comparison) -> tuple[str, ...]:
@@ -87,7 +89,7 @@ def io_check(study: Study) -> Iterator[str]:
 def _check(finding: Finding, verdict: Verdict, among: Sequence[AttentionWorkload]) -> str:
     run, off = finding.placement.run, verdict.deviation
     by = "" if off is None else f" (off by {off:+.1%})"
-    return f"{run.impl}{_at(run.workload, among)}, {verdict.check}{by}"
+    return f"{run.impl}{_at(run.setting, among)}, {verdict.check}{by}"
 
 
 def _at(workload: AttentionWorkload, among: Sequence[AttentionWorkload]) -> str:
@@ -100,7 +102,7 @@ def invalid(study: Study) -> Iterator[str]:
     for finding in study.findings:
         placement = finding.placement
         if placement.invalid:
-            yield f"INVALID: {placement.run.impl}{_at(placement.run.workload, among)} is {placement.invalid}."
+            yield f"INVALID: {placement.run.impl}{_at(placement.run.setting, among)} is {placement.invalid}."
 
 
 def failures(study: Study) -> Iterator[str]:
@@ -111,7 +113,7 @@ def failures(study: Study) -> Iterator[str]:
         run = finding.placement.run
         if run.status not in ("measured", "modelled"):
             ends.setdefault((run.impl, run.status, run.reason or "no reason given"), []).append(
-                place(run.workload, among)
+                place(run.setting, among)
             )
     for (impl, status, reason), where in ends.items():
         at = f" at {places(where)}" if len(among) > 1 else ""

@@ -62,10 +62,10 @@ def options(command):
     return [name for one in found for name in (*one.opts, *one.secondary_opts) if name.startswith("--")]
 
 
-WITH_OPTIONS = ("roofline", "compare", "show", "report", "gate", "io", "reproduce")
+WITH_OPTIONS = ("roofline", "compare", "show", "report", "gate", "io", "reproduce", "cache")
 
 
-@pytest.mark.parametrize("command", [*WITH_OPTIONS, "devices", "doctor"])
+@pytest.mark.parametrize("command", [*WITH_OPTIONS, "devices", "models", "doctor"])
 def test_every_option_is_explained(command):
     assert f"## perfkit {command}\n" in CLI
     assert [name for name in options(command) if f"`{name}`" not in CLI] == []

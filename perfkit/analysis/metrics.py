@@ -15,7 +15,8 @@ from perfkit.record import Number, Provenance
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A derived number: its tag, how to show it, and the function of a placement that gives it.
 
-    `levels` names the memory levels whose bytes it is computed from.
+    `levels` names the memory levels whose bytes it is computed from. `modelled` says that it follows from the
+    workload by a formula, whatever was measured.
     """
 
     tag: str
@@ -24,6 +25,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     value: Callable[[Placement], float | None]
     levels: tuple[Level, ...] = ()
+    modelled: bool = False
 
 
 def _intensity(level: Level) -> Callable[[Placement], float | None]:
@@ -43,6 +45,15 @@ def _share(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
+def _kv_cache(p: Placement) -> float | None:
+    return p.run.workload.cache_bytes if p.run.status in ("measured", "modelled") else None
+
+
+def _kv_ratio(p: Placement) -> float | None:
+    w = p.run.workload
+    return w.heads // w.kv_heads if p.run.status in ("measured", "modelled") else None
+
+
 def exp_ceiling(p: Placement) -> float | None:
     """FLOP/s if exp and matmul took turns: FLOPs over the sum of their times at the run's clock."""
     flops, exps = p.run.value("flops_convention"), p.run.value("exps")
@@ -58,8 +69,17 @@ def _m(
     description: str,
     value: Callable[[Placement], float | None],
     levels: tuple[Level, ...] = (),
+    modelled: bool = False,
 ) -> Metric:
-    return Metric(tag=tag, label=label, hint=hint, description=description, value=value, levels=levels)
+    return Metric(
+        tag=tag,
+        label=label,
+        hint=hint,
+        description=description,
+        value=value,
+        levels=levels,
+        modelled=modelled,
+    )
 
 
 _BOTH: Final[tuple[Level, ...]] = ("DRAM", "L2")
@@ -116,6 +136,14 @@ METRICS: Final[tuple[Metric, ...]] = (
         "rows of Q per pass over K and V, from the counter",
         lambda p: implied_tile_height(p.run), ("L2",),
     ),
+    _m(
+        "kv_cache", "K/V cache", "bytes",
+        "K and V of all tokens, those of a shared prefix once", _kv_cache, modelled=True,
+    ),
+    _m(
+        "kv_ratio", "query heads a K/V head", "count",
+        "h / h_kv: so many times smaller is the K/V cache", _kv_ratio, modelled=True,
+    ),
 )  # fmt: skip
 
 
@@ -131,6 +159,6 @@ def metric_number(metric: Metric, placement: Placement) -> Number:
         reason = "no time was measured" if placement.time_s is None else "an input of it is unavailable"
         return Number(value=None, unit=unit, provenance="unavailable", reason=reason)
     used = [point for point in placement.points if point.level in metric.levels]
-    modelled = any(point.provenance != "measured" for point in used)
+    modelled = metric.modelled or any(point.provenance != "measured" for point in used)
     provenance: Provenance = "modelled" if placement.time_s is None or modelled else "measured"
     return Number(value=value, unit=unit, provenance=provenance)

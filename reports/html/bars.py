@@ -49,7 +49,7 @@ def bars(study: Study, looks: Looks) -> tuple[Bar, ...]:
         )
         for workload in among
         for finding in study.findings
-        if finding.placement.run.workload == workload and finding.losses and finding.placement.time_s
+        if finding.placement.run.setting == workload and finding.losses and finding.placement.time_s
     )
 
 

@@ -72,7 +72,7 @@ def all_numbers(study: Study) -> Table:
     head = [Column(name="number")]
     for finding in study.findings:
         run = finding.placement.run
-        where = place(run.workload, among)
+        where = place(run.setting, among)
         head.append(Column(name=f"{named(finding, study)}{f', {where}' if where else ''}", number=True))
     rows = []
     for tag, label, hint, text in _KINDS:

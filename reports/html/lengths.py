@@ -76,7 +76,7 @@ def length_charts(report: Report, looks: dict[str, Look]) -> tuple[Lengths, ...]
             )
     found: list[Lengths] = []
     for (op, model, *_), members in sets.items():
-        workloads = list(dict.fromkeys(one.placement.run.workload for one in members))
+        workloads = list(dict.fromkeys(one.placement.run.setting for one in members))
         if len({w.seq_k for w in workloads}) < 2:
             continue
         number = len(found)
@@ -95,7 +95,7 @@ def _shared(workloads: Sequence[AttentionWorkload]) -> str:
 
 def _rest(run: Run) -> tuple[Any, ...]:
     """The workload without N. Where queries and keys differ in number, only the keys may vary."""
-    w = run.workload
+    w = run.setting
     fields = {name: getattr(w, name) for name in w.__struct_fields__ if name not in ("seq_q", "seq_k")}
     return (*fields.values(), None if w.seq_q == w.seq_k else w.seq_q)
 
@@ -103,7 +103,7 @@ def _rest(run: Run) -> tuple[Any, ...]:
 def _figure(name: str, series: Series, members: Sequence[Shown], looks: dict[str, Look]) -> Figure | None:
     data: list[Trace] = []
     groups: dict[tuple[bool, str], list[Shown]] = {}
-    for one in sorted(members, key=lambda one: one.placement.run.workload.seq_k):
+    for one in sorted(members, key=lambda one: one.placement.run.setting.seq_k):
         groups.setdefault((one.baseline, one.placement.run.impl), []).append(one)
     for (baseline, impl), rows in groups.items():
         data += [] if baseline else _model(series, impl, rows, looks[impl])
@@ -111,7 +111,7 @@ def _figure(name: str, series: Series, members: Sequence[Shown], looks: dict[str
     values = [y for trace in data for y in trace["y"]]
     if not values:
         return None
-    lengths = sorted({one.placement.run.workload.seq_k for one in members})
+    lengths = sorted({one.placement.run.setting.seq_k for one in members})
     return Figure(
         id=name,
         title=series.title,
@@ -129,7 +129,7 @@ def _figure(name: str, series: Series, members: Sequence[Shown], looks: dict[str
 
 def _model(series: Series, impl: str, rows: Sequence[Shown], look: Look) -> list[Trace]:
     """The model's curve, one value for each N."""
-    points = {one.placement.run.workload.seq_k: y for one in rows if (y := series.modelled(one))}
+    points = {one.placement.run.setting.seq_k: y for one in rows if (y := series.modelled(one))}
     if not points:
         return []
     return [{
@@ -149,7 +149,7 @@ def _measured(series: Series, impl: str, rows: Sequence[Shown], look: Look, base
         return []
     trace: Trace = {
         "type": "scatter", "mode": "markers", "name": plain(impl) + (", baseline" if baseline else ""),
-        "x": [one.placement.run.workload.seq_k for one, _ in found], "y": [y for _, y in found],
+        "x": [one.placement.run.setting.seq_k for one, _ in found], "y": [y for _, y in found],
         "marker": {"symbol": symbol(look, baseline), "size": MARK_SIZE - 2},
         "text": [_words(series, one, y) for one, y in found],
         "meta": {"hue": look.hue, "look": look.index},
@@ -164,6 +164,6 @@ def _measured(series: Series, impl: str, rows: Sequence[Shown], look: Look, base
 def _words(series: Series, one: Shown, y: float) -> str:
     run = one.placement.run
     return (
-        f"<b>{plain(run.impl)}</b>, N {short_count(run.workload.seq_k)}<br>"
+        f"<b>{plain(run.impl)}</b>, N {short_count(run.setting.seq_k)}<br>"
         f"measured {show(y, series.hint)}<br>{plain(one.source)}"
     )

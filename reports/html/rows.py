@@ -44,7 +44,7 @@ def by_workload(study: Study, cells: Cells) -> tuple[Row, ...]:
     among = workloads(study)
     rows: list[Row] = []
     for workload in among:
-        here = [f for f in study.findings if f.placement.run.workload == workload]
+        here = [f for f in study.findings if f.placement.run.setting == workload]
         lines = (line for one in here for line in once(_named(cells(one), named(one, study)), 0))
         found = [Row(cells=line) for line in lines]
         if found and len(among) > 1:

@@ -4,13 +4,16 @@ from collections.abc import Iterator
 
 import msgspec
 
+from perfkit.analysis.decode_map import decode_maps
 from perfkit.analysis.figure2 import figure2
 from perfkit.analysis.law import laws
 from perfkit.analysis.onchip import on_chip
 from perfkit.analysis.study import Study
+from perfkit.reports.decode_map_words import how_words
 from perfkit.reports.figure2_words import figure_words
 from perfkit.reports.html.bars import Bar, bars
 from perfkit.reports.html.cells import Looks, Table
+from perfkit.reports.html.decode_map import decode_chart, decode_table
 from perfkit.reports.html.environment import all_numbers, device, environment, missing
 from perfkit.reports.html.figure2 import figure2_chart
 from perfkit.reports.html.figure2_tables import figure2_tables
@@ -48,13 +51,26 @@ def sections(study: Study, looks: Looks, name: str) -> tuple[Section, ...]:
     """All sections of one record, in their order; empty tables are left out. `name` is the record's id."""
     asked, _ = parted(study)
     found = (
-        *_bytes(study, looks, name), *_paper(study, looks, name), *_speed(asked, looks),
-        *_details(study, looks),
+        *_decode(study, looks, name), *_bytes(study, looks, name), *_paper(study, looks, name),
+        *_speed(asked, looks), *_details(study, looks),
     )  # fmt: skip
     return tuple(
         msgspec.structs.replace(one, tables=tuple(table for table in one.tables if table.rows))
         for one in found
     )
+
+
+def _decode(study: Study, looks: Looks, name: str) -> Iterator[Section]:
+    maps = decode_maps(study)
+    if maps:
+        yield Section(
+            key="decode",
+            title="Decode map",
+            how=how_words(maps, study.record.backend),
+            chart=decode_chart(maps, f"{name}-decode"),
+            tables=(decode_table(maps, looks),),
+            absent="No cell has numbers.",
+        )
 
 
 def _bytes(study: Study, looks: Looks, name: str) -> Iterator[Section]:

@@ -130,7 +130,7 @@ def _troubles(report: Report) -> Iterator[str]:
         among = workloads(part.study)
         for finding in part.study.findings:
             p, run = finding.placement, finding.placement.run
-            where = place(run.workload, among)
+            where = place(run.setting, among)
             who = f"{part.name}: {run.impl}{f' at {where}' if where else ''}"
             if p.invalid:
                 lines.append((0, f"{who}: INVALID: {p.invalid}"))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from perfkit.analysis.comparison import Comparison, Contrast, Group, workloads
+from perfkit.analysis.decode_map import decode_maps
 from perfkit.analysis.figure2 import figure2
 from perfkit.analysis.law import FittedLaw, laws
 from perfkit.analysis.report import comparison_of
@@ -14,6 +15,7 @@ from perfkit.reports import cells
 from perfkit.reports.law import exponent_text, range_text
 from perfkit.reports.law_plot import LEVEL_WORDS
 from perfkit.reports.law_words import sentences
+from perfkit.reports.markdown.decode_map import decode_text
 from perfkit.reports.markdown.figure2 import figure2_text
 from perfkit.reports.markdown.text import bullets, escape, folded, table
 from perfkit.reports.places import place
@@ -25,7 +27,10 @@ def brief(study: Study) -> str:
     """What a study says in words, failures and their reasons among them, its results, law and figure."""
     asked, _ = parted(study)
     record = study.record
-    shown = (bullets(sentences(study)), results(asked), law(laws(record)), figure2_text(figure2(record)))
+    maps = decode_text(decode_maps(study), record.backend)
+    shown = (
+        bullets(sentences(study)), maps, results(asked), law(laws(record)), figure2_text(figure2(record))
+    )  # fmt: skip
     return "\n".join(text for text in shown if text)
 
 
@@ -61,7 +66,7 @@ def results(study: Study) -> str:
     columns = ("impl", "time", "achieved", "of roof", "DRAM", "SM<->L2", "FLOP/B", "bound")
     head = (cells.place_header(among),) if len(among) > 1 else ()
     rows = [
-        (*_where(finding.placement.run.workload, among), *_result(finding))
+        (*_where(finding.placement.run.setting, among), *_result(finding))
         for finding in study.findings
         if cells.ended_well(finding.placement.run)
     ]
@@ -160,7 +165,7 @@ def io_check(study: Study) -> str:
 def _told(pairs: Sequence[tuple[Finding, Verdict]], among: Sequence[AttentionWorkload]) -> Iterator[str]:
     for finding, verdict in pairs:
         run, hint = finding.placement.run, cells.verdict_hint(verdict)
-        where = place(run.workload, among)
+        where = place(run.setting, among)
         numbers = f"expected {show(verdict.expected, hint)}, measured {show(verdict.measured, hint)}"
         subject = f"{run.impl}{f' at {where}' if where else ''}, {verdict.check}"
         yield f"{verdict.status}: {subject}: {numbers}: {verdict.reason}"
@@ -176,7 +181,7 @@ def _held(pairs: Sequence[tuple[Finding, Verdict]], among: Sequence[AttentionWor
     )
     rows = [
         (
-            *_where(finding.placement.run.workload, among),
+            *_where(finding.placement.run.setting, among),
             finding.placement.run.impl,
             verdict.check,
             show(verdict.expected, cells.verdict_hint(verdict)),

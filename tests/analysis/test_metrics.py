@@ -89,6 +89,15 @@ def test_modelled_bytes_make_modelled_numbers(metrics: Metrics) -> None:
     assert found["efficiency_clock"].provenance == "modelled"
 
 
+def test_the_cache_follows_from_the_workload_whatever_was_measured(metrics: Metrics) -> None:
+    w = {"batch": 2, "heads": 12, "kv_heads": 3, "seq_q": 1, "seq_k": 5000, "head_dim": 64}
+    found = metrics(w=w, **MEASURED)
+    assert found["kv_cache"] == Number(
+        value=2 * 2 * 3 * 5000 * 64 * 2, unit="B", provenance="modelled"
+    )  # K and V x batch x K/V heads x tokens x d x bf16
+    assert found["kv_ratio"] == Number(value=4, unit="1", provenance="modelled")  # 12 / 3
+
+
 def test_what_needs_no_bytes_is_as_measured_as_its_time(metrics: Metrics) -> None:
     found = metrics(flops_convention=1e12, time=0.04, dram_read_modelled=1e10, dram_write_modelled=0)
     assert found["achieved"].provenance == "measured"

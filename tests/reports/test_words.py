@@ -68,6 +68,7 @@ def test_one_workload_in_words():
         "FAKE: no number here was measured.",
         "standard and flash were measured: attention on NVIDIA H200 141GB SXM "
         "(batch 1, 16 heads, N 16k, d 64, bf16, full mask, forward).",
+        "K/V cache 67.1 MB, h/h_kv 1.",  # 2 B x 2 x 16 heads x 16384 x 64
         "flash is the fastest: 1.69 ms, 649 TFLOP/s, 80.0 % of its roof at the clock of the run, "
         "bound by compute.",  # 1 / 1.25
         "IO check: 12 hold.",

@@ -39,6 +39,7 @@
       const edge = hollow ? { width: 1.8, color: own } : { width: 1.2, color: colour("paper") };
       out.marker = { ...trace.marker, color: own, line: edge };
     }
+    if (trace.type === "heatmap") out.colorscale = [[0, colour("panel")], [1, own]];
     if (trace.error_y) out.error_y = { ...trace.error_y, color: own };
     out.visible = !hidden.has(trace.meta.look);
     return out;
