@@ -71,6 +71,9 @@ def refusal(
         return reason
     if w.dtype == "bf16" and profile.vendor == "NVIDIA" and capability_of(profile) < (8, 0):
         return f"dtype bf16: {profile.model} has no bf16; use --dtype fp16"
+    ours = row.role == "shipped" and profile.vendor == "NVIDIA"
+    if w.cache_dtype and ours and capability_of(profile) < (8, 9):
+        return f"cache dtype {w.cache_dtype}: kernels convert it from compute capability 8.9 on"
     return None
 
 

@@ -3,7 +3,7 @@
 from perfkit.analysis.comparison import compare, workloads
 from perfkit.analysis.study import study
 from perfkit.measure.model_backend import ModelBackend
-from perfkit.measure.session import run_session
+from perfkit.measure.session import refusal, run_session
 from perfkit.model.catalogue import load
 from perfkit.ops import find_op
 from perfkit.ops.attention_workload import AttentionWorkload
@@ -37,3 +37,16 @@ def test_they_are_one_group_of_a_comparison() -> None:
     read = [run.numbers["dram_read_compulsory"].value for run in subject.record.runs]
     q = 32 * 128 * 2
     assert read == [q + 2 * heads * 16384 * 128 * 2 for heads in (32, 8, 1)]
+
+
+def test_fp8_where_kernels_cannot_convert_it() -> None:
+    op = find_op("decode-attention")
+    row = op.implementation("flash-decode")
+    assert row is not None
+    w = AttentionWorkload(seq_q=1, seq_k=1024, cache_dtype="fp8")
+    said = {name: refusal(row, w, load(name)) for name in ("a100-80gb-sxm", "l4", "h200-141gb-sxm")}
+    assert said == {
+        "a100-80gb-sxm": "cache dtype fp8: kernels convert it from compute capability 8.9 on",
+        "l4": None,
+        "h200-141gb-sxm": None,
+    }
