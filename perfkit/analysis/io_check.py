@@ -17,6 +17,8 @@ DRAM_MODEL_TOLERANCE = 0.15
 FLOPS_TOLERANCE = 0.001
 #: DRAM moves whole lines and the driver's own traffic; smaller differences are noise.
 SLACK_BYTES = 1 << 20
+#: Forward kernels whose blocks of queries each pass over K and V once.
+FORWARDS = frozenset({"flash_forward", "flash_hopper_forward"})
 
 
 def check(op_name: str, placement: Placement) -> tuple[Verdict, ...]:
@@ -42,7 +44,7 @@ def shares_passes(row: Implementation, run: Run) -> bool:
 
     Not where matrices are stored, nor where the loop over keys is the outer one.
     """
-    return not row.materialises and (row.io is None or "flash_forward" in row.io.tiled(run.workload))
+    return not row.materialises and (row.io is None or not FORWARDS.isdisjoint(row.io.tiled(run.workload)))
 
 
 def _absent(run: Run, tag: str) -> str:
@@ -94,7 +96,7 @@ def _tile_height(run: Run) -> Verdict | None:
     height = implied_tile_height(run)
     if height is None:
         return None
-    used = next((use.block_m for use in run.uses if use.kernel == "flash_forward"), None)
+    used = next((use.block_m for use in run.uses if use.kernel in FORWARDS), None)
     name = "tile height from counter"
     if used is None:
         return Verdict(check=name, status="found", reason="rows of Q per pass over K and V", measured=height)

@@ -18,6 +18,7 @@ FP32: Final = 4
 #: Forward kernel -> bytes of what its products accumulate in (fp32, in registers), for a tile and a head dim.
 _ACCUMULATORS: Final[dict[str, Callable[[KernelUse, int], int]]] = {
     "flash_forward": lambda tile, d: FP32 * tile.block_m * (d + tile.block_n),  # O and S
+    "flash_hopper_forward": lambda tile, d: FP32 * tile.block_m * (d + tile.block_n),
     "flash1_forward": lambda tile, d: FP32 * tile.block_m * (d + tile.block_n),
     "block_sparse_forward": lambda tile, d: FP32 * tile.block_m * (d + tile.block_n),
     "square_scores": lambda tile, _: FP32 * tile.block_m * tile.block_n,

@@ -128,7 +128,7 @@ def _queries_read(w: AttentionWorkload, tile: KernelUse) -> int:
 
 
 def flash_tiled(w: AttentionWorkload, forward: str = FORWARD) -> tuple[str, ...]:
-    """The kernels of the pass that loop over tiles; here and below, `forward` is the one that runs forward."""
+    """The kernels of the pass that loop over tiles; `forward`, as in what follows, is the forward kernel."""
     backward = ("flash_dkdv", "flash_dq")
     return {"fwd": (forward,), "bwd": backward, "fwd-bwd": (forward, *backward)}[w.pass_]
 

@@ -1,0 +1,176 @@
+"""The Gluon forward kernel on a Hopper GPU, against the float64 oracle."""
+
+import functools
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton.experimental.gluon")
+
+from perfkit.kernels.attention import flash, flash_hopper, hopper, reference  # noqa: E402
+from perfkit.kernels.attention.tiles import HopperTile, hopper_shared_bytes, hopper_tile  # noqa: E402
+from perfkit.kernels.attention.use import KernelUse  # noqa: E402
+from perfkit.measure.correctness import Judge, callables, make_inputs, require  # noqa: E402
+from perfkit.ops.attention_workload import AttentionWorkload  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+        reason="no GPU of compute capability 9.0",
+    ),
+]
+HEAD_DIMS = [64, 128, 96, 192, 256, 40]
+LENGTHS = [1, 2, 17, 63, 64, 65, 113, 128, 192, 193, 203, 256, 384, 511, 777, 1024, 1500]
+#: Every tile of `benchmarks/hopper.py`, by head dim.
+TILES = [
+    *((64, HopperTile(3, 128, 2, *how)) for how in itertools.product((False, True), repeat=2)),
+    *((64, HopperTile(2, 128, 3, turns, True)) for turns in (False, True)),
+    *((128, HopperTile(2, 128, 2, *how)) for how in itertools.product((False, True), repeat=2)),
+    (256, HopperTile(2, 64, 2, True, True)),
+]
+
+
+def random_case(number: int, case: Any) -> Any:
+    """The same case for the same number; half of them causal, a third with grouped heads or other strides."""
+    rng = random.Random(number)
+    kv_heads = rng.choice([1, 2, 3])
+    seq_q, seq_k = rng.choice(LENGTHS), rng.choice(LENGTHS)
+    return case(
+        batch=rng.choice([1, 2, 3]),
+        heads=kv_heads * rng.choice([1, 1, 2, 4]),
+        kv_heads=kv_heads,
+        seq_q=seq_q,
+        seq_k=rng.choice([seq_q, seq_k]),
+        head_dim=HEAD_DIMS[number % len(HEAD_DIMS)],
+        causal=number // len(HEAD_DIMS) % 2 == 0,
+        dtype=rng.choice(["float16", "bfloat16"]),
+        scale=rng.choice([None, None, 0.05, 0.4]),
+        rows_first=rng.random() < 0.35,
+    )
+
+
+@pytest.mark.parametrize("number", range(108))
+def test_random_case(number: int, make_case: Any, assert_right: Any) -> None:
+    """O, dQ, dK and dV; outputs are poisoned."""
+    assert_right(hopper.attention, random_case(number, make_case), "cuda", number)
+
+
+WORKLOADS = [  # batch, heads, kv_heads, seq_q, seq_k, head_dim, causal, dtype
+    (2, 8, 8, 2048, 2048, 64, False, "bf16"),
+    (2, 8, 2, 2047, 2047, 64, True, "fp16"),
+    (2, 8, 8, 2048, 2048, 128, False, "fp16"),
+    (2, 8, 2, 2047, 2047, 128, True, "bf16"),
+    (1, 4, 1, 1500, 3001, 128, True, "bf16"),
+    (1, 4, 2, 3001, 1500, 64, True, "fp16"),
+    (1, 4, 4, 1000, 1000, 256, True, "bf16"),
+    (1, 12, 4, 777, 1024, 96, False, "bf16"),
+]
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "fwd-bwd"])
+@pytest.mark.parametrize("sizes", WORKLOADS, ids=str)
+def test_no_worse_than_twice_the_eager_error(sizes: tuple[Any, ...], pass_: Any) -> None:
+    batch, heads, kv_heads, seq_q, seq_k, head_dim, causal, dtype = sizes
+    w = AttentionWorkload(
+        batch=batch, heads=heads, kv_heads=kv_heads, seq_q=seq_q, seq_k=seq_k, head_dim=head_dim,
+        causal=causal, dtype=dtype, pass_=pass_,
+    )  # fmt: skip
+    inputs = make_inputs(w, "cuda", seed=seq_q)
+    _, results = callables(w, inputs, hopper.attention, None)
+    produced = results()
+    assert (produced[0].shape, produced[0].dtype) == (inputs.q.shape, inputs.q.dtype)
+    require(w, Judge(w, inputs).errors(produced))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("head_dim", "tile"), TILES, ids=str)
+def test_every_tile_is_right(
+    head_dim: int, tile: HopperTile, causal: bool, make_case: Any, make_inputs: Callable[..., Any]
+) -> None:
+    """More tiles than multiprocessors, so that a persistent program has several; some rows see no key."""
+    q, k, v, _ = make_inputs(make_case(2, 24, 8, 1100, 901, head_dim, causal, rows_first=True), "cuda")
+    out, lse = flash_hopper.forward(q, k, v, causal, tile=tile)
+    exact, exact_lse = reference.forward(q, k, v, causal)
+    assert (out - exact).abs().max() < 4e-3
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_same_bits_each_run(
+    head_dim: int, causal: bool, make_case: Any, make_inputs: Callable[..., Any]
+) -> None:
+    """A warpgroup that reads what the producer has not yet loaded would differ between runs."""
+    q, k, v, dout = make_inputs(make_case(2, 16, 4, 1777, 1777, head_dim, causal, "bfloat16"), "cuda")
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    out = hopper.attention(*leaves, causal=causal)
+    gradients = torch.autograd.grad(out, leaves, dout, retain_graph=True)
+    for _ in range(20):
+        assert torch.equal(hopper.attention(*leaves, causal=causal), out)
+    again = torch.autograd.grad(out, leaves, dout)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_rows_that_see_no_key(head_dim: int, make_case: Any, make_inputs: Callable[..., Any]) -> None:
+    q, k, v, _ = make_inputs(make_case(1, 2, 1, 700, 200, head_dim, True), "cuda")
+    out, lse = flash_hopper.forward(q, k, v, True)
+    assert (out[:, :, :500] == 0).all()
+    assert (lse[:, :, :500] == float("-inf")).all()
+    torch.testing.assert_close(lse.double(), reference.forward(q, k, v, True)[1], rtol=1e-5, atol=1e-4)
+
+
+def test_statistics_are_those_of_the_portable_kernel(make_case: Any, make_inputs: Callable[..., Any]) -> None:
+    """The backward kernels of `flash` read them."""
+    q, k, v, _ = make_inputs(make_case(2, 4, 2, 1000, 1000, 128, True, "bfloat16"), "cuda")
+    ours, theirs = flash_hopper.forward(q, k, v, True)[1], flash.forward(q, k, v, True)[1]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_large_scores_do_not_overflow(make_case: Any, make_inputs: Callable[..., Any]) -> None:
+    q, k, v, _ = make_inputs(make_case(1, 2, 2, 300, 300, 64, False, "bfloat16"), "cuda")
+    out, lse = flash_hopper.forward(q * 100, k * 100, v)
+    assert out.isfinite().all()
+    assert lse.isfinite().all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_use_is_recorded(
+    head_dim: int, causal: bool, make_case: Any, make_inputs: Callable[..., Any]
+) -> None:
+    case = make_case(1, 2, 2, 512, 512, head_dim, causal, "bfloat16")
+    q, k, v, dout = make_inputs(case, "cuda")
+    uses: list[KernelUse] = []
+    out = hopper.attention(q.requires_grad_(), k, v, causal=causal, uses=uses)
+    (use,) = uses
+    held = hopper_tile(head_dim, causal).held
+    assert use[:5] == ("flash_hopper_forward", *held)
+    assert 0 < use.shared_bytes - hopper_shared_bytes(held, head_dim) <= 512
+    assert use.registers in (128, 168)
+    out.backward(dout)
+    assert [use.kernel for use in uses[1:]] == ["flash_delta", "flash_dkdv", "flash_dq"]
+
+
+def test_what_it_cannot_serve_is_refused(make_case: Any, make_inputs: Callable[..., Any]) -> None:
+    q, k, v, _ = make_inputs(make_case(1, 2, 2, 100, 100, 64), "cuda")
+    refused = functools.partial(pytest.raises, ValueError)
+    with refused(match="16-byte aligned"):
+        hopper.attention(*(torch.nn.functional.pad(t, (1, 2))[..., 1:-2] for t in (q, k, v)))
+    with refused(match="none 0"):
+        hopper.attention(q, k[:, :1].expand(-1, 2, -1, -1), v)
+    with refused(match="float16 and bfloat16"):
+        hopper.attention(q.float(), k.float(), v.float())
+    with refused(match="head dims 16 to 256"):
+        hopper.attention(q[..., :36], k[..., :36], v[..., :36])
+
+
+def test_other_gpu_than_the_current_one(make_case: Any, assert_right: Any) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    assert_right(hopper.attention, make_case(head_dim=64, dtype="bfloat16"), "cuda:1")

@@ -1,0 +1,329 @@
+"""The IO model of `flash-hopper`: integers derived by hand, the kernel's loops walked, tiles and refusals."""
+
+import inspect
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from perfkit.kernels.attention import tiles as table
+from perfkit.model.catalogue import load
+from perfkit.model.traffic import Traffic
+from perfkit.ops import attention_hopper as hopper
+from perfkit.ops import attention_io as io
+from perfkit.ops.attention import ATTENTION
+from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import Implementation, KernelUse
+
+KERNELS = Path(__file__).parents[2] / "kernels/attention"
+H200 = load("h200-141gb-sxm")  # 132 SMs, 60 MiB of L2
+MIB = 1 << 20
+HEAD_DIMS = [16, 24, 32, 40, 64, 72, 96, 128, 136, 192, 256]
+
+
+def make(**fields: Any) -> AttentionWorkload:
+    return AttentionWorkload(
+        **{"heads": 1, "kv_heads": 1, "seq_q": 200, "seq_k": 200, "head_dim": 64, **fields}
+    )
+
+
+def row() -> Implementation:
+    found = ATTENTION.implementation("flash-hopper")
+    assert found is not None
+    return found
+
+
+def planned(w: AttentionWorkload) -> tuple[KernelUse, ...]:
+    return hopper.hopper_plan(w, (9, 0))
+
+
+def plain(w: AttentionWorkload) -> list[tuple[str, str, int, int]]:
+    """(kernel, tensor, read, written) of each entry, with the tiles of compute capability 9.0."""
+    found = row()
+    assert found.io is not None
+    ledger = found.io.ledger(w, planned(w))
+    return [(m.kernel, m.tensor, m.traffic.read_bytes, m.traffic.write_bytes) for m in ledger]
+
+
+# By hand.
+
+
+def test_ledger_by_hand() -> None:
+    # d 64: tiles of 192 x 128. Rows 0-191 see 192 keys, rows 192-199 all 200: two blocks of keys each, which
+    # end at key 200. A row is 128 B.
+    assert plain(make(causal=True)) == [
+        ("flash_hopper_forward", "Q", 200 * 128, 0),
+        ("flash_hopper_forward", "K", (200 + 200) * 128, 0),
+        ("flash_hopper_forward", "V", (200 + 200) * 128, 0),
+        ("flash_hopper_forward", "O", 0, 200 * 128),
+        ("flash_hopper_forward", "LSE", 0, 200 * 4),
+    ]
+
+
+def test_rows_that_see_no_key_still_read_one_block() -> None:
+    """N_q 400, N_k 150, d 128: tiles of 128 x 128, and rows below 250 see nothing."""
+    w = make(seq_q=400, seq_k=150, head_dim=128, causal=True)
+    # Rows 0-127 and 128-255 end at keys below 0 and at 6: one block each, as the kernel's ring needs. Rows
+    # 256-383 see up to 134 keys, rows 384-399 all 150: two blocks.
+    (forward, *_) = planned(w)
+    assert io.key_blocks(w, forward) == [1, 1, 2, 2]
+    assert io.key_blocks(w, msgspec.structs.replace(forward, kernel="flash_forward")) == [0, 1, 2, 2]
+    keys = 128 + 128 + 150 + 150
+    assert plain(w)[1] == ("flash_hopper_forward", "K", keys * 256, 0)
+    # The first block ends where the keys do.
+    short = make(seq_q=400, seq_k=50, head_dim=128)
+    assert plain(msgspec.structs.replace(short, causal=True))[1][2] == 4 * 50 * 256
+
+
+def test_each_query_head_reads_keys_for_itself() -> None:
+    w = make(batch=2, heads=6, kv_heads=2, seq_q=113, seq_k=203, head_dim=96)
+    moved = {tensor: read for _, tensor, read, _ in plain(w)}
+    assert moved["K"] == moved["V"] == 12 * 203 * 96 * 2  # one block of 128 rows
+    assert moved["Q"] == 12 * 113 * 96 * 2
+
+
+def test_flops_by_hand() -> None:
+    found = row().io
+    assert found is not None
+
+    def issued(w: AttentionWorkload) -> int:
+        return found.issued_flops(w, planned(w))
+
+    # d 40 is padded to 64 columns: 2 tiles of 192 rows, 2 blocks of 128 keys, 2 products.
+    assert issued(make(head_dim=40)) == 2 * 2 * 2 * (2 * 192 * 128 * 64)
+    # d 16 too, where `flash` has tiles of 16 columns.
+    assert issued(make(head_dim=16)) == issued(make(head_dim=40)) == issued(make(head_dim=64))
+    # d 96 is padded to 128: 2 tiles of 128 rows; causal, the first sees one block.
+    assert issued(make(head_dim=96)) == 2 * 2 * 2 * (2 * 128 * 128 * 128)
+    assert issued(make(head_dim=96, causal=True)) == 2 * (1 + 2) * (2 * 128 * 128 * 128)
+    # Backward the kernels of `flash`, whose tiles have 16 columns at d 16.
+    backward = make(head_dim=16, pass_="bwd")
+    assert issued(backward) == io.flash_flops(backward, planned(backward))
+    assert issued(make(pass_="fwd-bwd")) == issued(make()) + issued(make(pass_="bwd"))
+
+
+def test_causes_of_extra_flops() -> None:
+    found = row().io
+    assert found is not None
+    assert found.extra_flops(make()) == ()
+    assert found.extra_flops(make(head_dim=32)) == ("head dim 32 padded to 64 forward",)
+    assert found.extra_flops(make(head_dim=32, pass_="bwd")) == (
+        "S and dP recomputed twice (7 products for 5)",
+    )
+    assert found.extra_flops(make(head_dim=96, causal=True)) == (
+        "masked part of diagonal tiles",
+        "head dim 96 padded to a power of two",
+    )
+    assert io.flash_extra_flops(make(head_dim=32)) == ()
+
+
+# The kernel's loops.
+
+
+def cut(numerator: int, denominator: int) -> int:
+    """Integer division as a GPU has it: towards zero."""
+    return int(numerator / denominator)
+
+
+def walked(w: AttentionWorkload, groups: int, block_n: int) -> tuple[list[int], list[int]]:
+    """Blocks of K that the producer loads for each tile, and that each warpgroup multiplies."""
+    loaded, computed = [], []
+    for block in range(-(-w.seq_q // (64 * groups))):
+        start = block * 64 * groups
+        end = w.seq_k
+        if w.causal:
+            end = min(start + 64 * groups, w.seq_q) + w.seq_k - w.seq_q
+        hi = max(cut(end + block_n - 1, block_n), 1)
+        loaded.append(hi)
+        for group in range(groups):
+            full = hi - 1
+            if w.causal:
+                first = max(start + 64 * group + w.seq_k - w.seq_q + 1, 0)
+                full = min(first // block_n, hi - 1)
+            computed.append(1 + (hi - 1 - full) + full)
+            # No key of an unmasked block lies above the diagonal of the warpgroup's first row, and all exist.
+            if full and w.causal:
+                assert full * block_n - 1 <= start + 64 * group + w.seq_k - w.seq_q
+            assert full * block_n <= w.seq_k
+    return loaded, computed
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("causal", [False, True])
+def test_tiles_visit_the_blocks_that_the_kernel_loads(causal: bool, head_dim: int) -> None:
+    """Bounds are those of the whole tile, not of a warpgroup: all multiply every block that is loaded."""
+    for seq_q, seq_k in [
+        (1, 1),
+        (1, 777),
+        (64, 64),
+        (113, 203),
+        (203, 113),
+        (500, 17),
+        (640, 1500),
+        (2048, 2048),
+    ]:
+        w = make(seq_q=seq_q, seq_k=seq_k, head_dim=head_dim, causal=causal)
+        tile = table.hopper_tile(head_dim, causal)
+        loaded, computed = walked(w, tile.groups, tile.block_n)
+        (forward, *_) = planned(w)
+        assert io.key_blocks(w, forward) == loaded
+        product = 2 * 64 * tile.block_n * head_dim
+        assert io.flash_flops(w, planned(w), io.HOPPER) == 2 * product * sum(computed)
+
+
+def test_the_walk_has_the_bounds_of_the_source() -> None:
+    """If one of these lines changes, the walk above and the model have to."""
+    source = (KERNELS / "flash_hopper.py").read_text()
+    for line in (
+        "end = gl.minimum(start + rows, seq_q) + seq_k - seq_q",
+        "return gl.maximum((end + BLOCK_N - 1) // BLOCK_N, 1)",
+        "blocks = _blocks(start, GROUPS * 64, seq_q, seq_k, CAUSAL, BLOCK_N)",
+        "hi = _blocks(block * (GROUPS * 64), GROUPS * 64, seq_q, seq_k, CAUSAL, BLOCK_N)",
+        "full = gl.minimum(gl.maximum(start + seq_k - seq_q + 1, 0) // BLOCK_N, hi - 1)",
+    ):
+        assert line in source
+
+
+# Tiles.
+
+
+def test_tiles_are_those_that_were_fastest() -> None:
+    Tile = table.HopperTile
+    assert table.hopper_tile(64, False) == table.hopper_tile(64, True) == Tile(3, 128, 2, False, True)
+    assert table.hopper_tile(40, True) == table.hopper_tile(64, True)
+    assert table.hopper_tile(128, False) == table.hopper_tile(72, False) == Tile(2, 128, 2, False, True)
+    assert table.hopper_tile(128, True) == Tile(2, 128, 2, False, False)
+    assert table.hopper_tile(192, True) == table.hopper_tile(256, False) == Tile(2, 64, 2, False, False)
+    with pytest.raises(ValueError, match="head dim 264"):
+        table.hopper_tile(264, False)
+
+
+def test_a_tile_holds_a_warpgroup_more_than_compute() -> None:
+    assert table.HopperTile(3, 128, 2).held == table.Tile(192, 128, 16, 2)
+    assert table.HopperTile(2, 64, 3).held == table.Tile(128, 64, 12, 3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_tiles_fit_shared_memory(head_dim: int, causal: bool) -> None:
+    held = table.hopper_tile(head_dim, causal).held
+    # 1 KiB for the barriers
+    assert table.hopper_shared_bytes(held, head_dim) <= table.shared_limit((9, 0)) - 1024
+
+
+def test_shared_memory_by_hand() -> None:
+    # d 40: Q and O 192 x 64, two stages of K and of V 128 x 64, 2 B an element.
+    assert table.hopper_shared_bytes(table.Tile(192, 128, 16, 2), 40) == 2 * 64 * (192 + 192 + 4 * 128)
+    # d 256: O takes the room of Q.
+    assert table.hopper_shared_bytes(table.Tile(128, 64, 12, 2), 256) == 2 * 256 * (128 + 4 * 64)
+
+
+def test_plan_is_the_forward_tile_and_the_backward_tiles_of_flash() -> None:
+    flash = ATTENTION.implementation("flash")
+    assert flash is not None
+    assert flash.plan is not None
+    for causal in (False, True):
+        w = make(head_dim=96, causal=causal)
+        forward, *backward = planned(w)
+        assert (forward.kernel, forward.block_m, forward.block_n) == ("flash_hopper_forward", 128, 128)
+        assert (forward.num_warps, forward.num_stages) == (12, 2)
+        assert tuple(backward) == flash.plan(w, (9, 0))[1:]
+    # Elsewhere it cannot run, and the model says what it would move.
+    assert hopper.hopper_plan(w, (8, 0))[0] == forward
+    assert hopper.hopper_plan(w, (0, 0))[0] == forward
+
+
+# DRAM.
+
+
+def test_causal_heads_go_out_together() -> None:
+    """d 128, N 2k: K and V of a head are 1 MiB, so 32 heads go out together and take 32 of 60 MiB."""
+    w = make(batch=4, heads=16, kv_heads=16, seq_q=2048, seq_k=2048, head_dim=128, causal=True)
+    assert table.hopper_together(1 * MIB) == 32
+    found = hopper.hopper_dram(w, planned(w), H200)
+    assert found.reason == "1 group(s) of 32 heads in flight take 53% of L2: 96% of re-reads miss"
+    # 64 heads of 16 tiles are 2 groups of 512 tiles, 132 at a time: 8 waves, and none of the 7 later ones
+    # starts where a group does. They touch 2 + 7 groups, and of what is lost the mask leaves 136 of 256.
+    tensor = 64 * 2048 * 128 * 2
+    lost = (32 / 60 - 0.37) / (0.54 - 0.37)
+    again = (1 + lost * (9 / 2 - 1)) * 136 / 256 - 1
+    assert found.traffic.read_bytes == pytest.approx((1 + 2 + 2 * again) * tensor, rel=1e-6)
+    assert found.traffic.write_bytes == tensor + 64 * 2048 * 4
+
+
+def test_without_a_mask_heads_go_out_one_by_one() -> None:
+    w = make(batch=4, heads=16, kv_heads=16, seq_q=2048, seq_k=2048, head_dim=128)
+    tensor = 64 * 2048 * 128 * 2
+    found = hopper.hopper_dram(w, planned(w), H200)
+    assert found.reason == "9 head(s) in flight take 15% of L2: they stay"
+    assert found.traffic == Traffic(read_bytes=3 * tensor, write_bytes=tensor + 64 * 2048 * 4)
+
+
+def test_a_group_is_no_larger_than_the_heads_there_are() -> None:
+    w = make(heads=2, kv_heads=2, seq_q=1024, seq_k=1024, causal=True)  # 128 heads would fit
+    assert hopper.hopper_dram(w, planned(w), H200).reason.startswith("1 group(s) of 2 heads in flight")
+    # Keys too many for 32 MiB: one head, as in `flash`.
+    assert table.hopper_together(33 * MIB) == 1
+
+
+# The row.
+
+
+def test_the_row() -> None:
+    found = row()
+    assert found.named_only
+    assert found.role == "shipped"
+    assert found.hardware == ("cuda",)
+    assert found.retiled is None
+    assert (
+        found.uncounted == "Triton's interpreter cannot execute Gluon, in which its forward kernel is written"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"dtype": "fp32"}, "dtype fp32: flash-hopper takes bf16, fp16"),
+        ({"head_dim": 8}, "head dim 8: flash-hopper takes multiples of 8 from 16 to 256"),
+        ({"head_dim": 100}, "head dim 100: flash-hopper takes multiples of 8 from 16 to 256"),
+        ({"head_dim": 264}, "head dim 264: flash-hopper takes multiples of 8 from 16 to 256"),
+        ({"pattern": "window:64"}, "flash-hopper has no pattern"),
+        ({"padding": 5}, "flash-hopper has no padding"),
+    ],
+)
+def test_refusals(fields: dict[str, Any], reason: str) -> None:
+    assert row().refusal(make(**fields)) == reason
+
+
+def test_what_it_serves() -> None:
+    for head_dim in HEAD_DIMS:
+        for pass_ in ("fwd", "bwd", "fwd-bwd"):
+            w = make(head_dim=head_dim, seq_q=1, causal=True, pass_=pass_)
+            assert row().refusal(w) is None
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd-bwd"])
+def test_kernels_are_named_as_their_functions(pass_: str) -> None:
+    source = (KERNELS / "flash_hopper.py").read_text()
+    assert re.search(rf"^def {io.HOPPER}\(", source, re.MULTILINE)
+    assert f'note_use(uses, "{io.HOPPER}"' in source
+    model = row().io
+    assert model is not None
+    kernels = dict.fromkeys(kernel for kernel, *_ in plain(make(pass_=pass_)))
+    assert set(model.tiled(make(pass_=pass_))) == kernels.keys() - {"flash_delta"}
+    assert (io.HOPPER in kernels) == (pass_ != "bwd")
+    assert model.launches(make(pass_=pass_)) == len(kernels)
+
+
+def test_flash_is_what_it_was() -> None:
+    """The formulas that both share default to the kernel of `flash`."""
+    for function in (io.flash_ledger, io.flash_tiled, io.flash_flops, io.flash_extra_flops):
+        assert inspect.signature(function).parameters["forward"].default == "flash_forward"
+    flash = ATTENTION.implementation("flash")
+    assert flash is not None
+    assert flash.target.endswith(".flash:attention")
+    assert flash.io is not None
+    assert not isinstance(flash.io.ledger, partial)
