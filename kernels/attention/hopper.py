@@ -1,7 +1,8 @@
-"""FlashAttention-3's forward on Hopper, and attention that autograd can differentiate.
+"""FlashAttention-3 on Hopper: attention that autograd can differentiate.
 
-The forward kernel is that of `flash_hopper`, the backward ones those of `flash_backward`. Gluon, in which the
-former is written, came with Triton 3.6: it is imported by the first call.
+The forward kernel is that of `flash_hopper`, the backward ones those of `flash_hopper_backward`, and those of
+`flash_backward` for head dims above 128. Gluon, in which the former are written, came with Triton 3.6: it is
+imported by the first call.
 """
 
 from typing import Any
@@ -11,7 +12,8 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .flash_backward import backward
+from . import flash_backward
+from .tiles import WIDEST_HOPPER_BACKWARD
 from .use import KernelUse
 
 
@@ -33,6 +35,32 @@ def forward(
     return flash_hopper.forward(q, k, v, causal, scale, uses=uses)
 
 
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    causal: bool = False,
+    scale: float | None = None,
+    *,
+    deterministic: bool = False,
+    uses: list[KernelUse] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dQ, dK, dV) from what `forward` gave; dQ has the same bits each time if `deterministic`.
+
+    Above a head dim of 128 the portable kernels run, which are deterministic anyway.
+    """
+    if q.shape[-1] > WIDEST_HOPPER_BACKWARD:
+        return flash_backward.backward(q, k, v, out, lse, dout, causal, scale, uses=uses)
+    from . import flash_hopper_backward  # there is Gluon: the forward pass has run
+
+    return flash_hopper_backward.backward(
+        q, k, v, out, lse, dout, causal, scale, deterministic=deterministic, uses=uses
+    )
+
+
 class _Hopper(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -42,19 +70,21 @@ class _Hopper(torch.autograd.Function):
         v: Tensor,
         causal: bool,
         scale: float | None,
+        deterministic: bool,
         uses: list[KernelUse] | None,
     ) -> Tensor:
         out, lse = forward(q, k, v, causal, scale, uses=uses)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.causal, ctx.scale, ctx.uses = causal, scale, uses
+        ctx.causal, ctx.scale, ctx.deterministic, ctx.uses = causal, scale, deterministic, uses
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
         q, k, v, out, lse = ctx.saved_tensors
-        dq, dk, dv = backward(q, k, v, out, lse, dout, ctx.causal, ctx.scale, uses=ctx.uses)
-        return dq, dk, dv, None, None, None
+        how = {"deterministic": ctx.deterministic, "uses": ctx.uses}
+        dq, dk, dv = backward(q, k, v, out, lse, dout, ctx.causal, ctx.scale, **how)
+        return dq, dk, dv, None, None, None, None
 
 
 def attention(
@@ -64,13 +94,16 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    deterministic: bool = False,
     uses: list[KernelUse] | None = None,
 ) -> Tensor:
     """O like q, [B, h, N_q, d], float16 or bfloat16. Rows that see no key are 0.
 
-    `uses` receives what the forward kernel used at call, and the three backward kernels when autograd runs.
-    ValueError for other dtypes, head dims outside 16..256 or no multiple of 8, layouts that TMA cannot
-    address, and any device but one of compute capability 9.0.
+    Backward, parts of dQ are added in float32 in whatever order they are ready, and its last bits differ from
+    run to run; `deterministic` fixes them, for seven matrix products instead of five. `uses` receives what
+    the forward kernel used at call, and the backward kernels when autograd runs. ValueError for other dtypes,
+    head dims outside 16..256 or no multiple of 8, layouts that TMA cannot address, and any device but one of
+    compute capability 9.0.
     """
-    out: Tensor = _Hopper.apply(q, k, v, causal, scale, uses)  # type: ignore[no-untyped-call]
+    out: Tensor = _Hopper.apply(q, k, v, causal, scale, deterministic, uses)  # type: ignore[no-untyped-call]
     return out

@@ -39,6 +39,25 @@ class HopperTile(NamedTuple):
         return Tile(WARPGROUP_ROWS * self.groups, self.block_n, 4 * self.groups + 4, self.stages)
 
 
+class HopperBackwardTile(NamedTuple):
+    """`block_m` rows of Q and dO in one of `stages` (dK, dV), `block_n` keys in one of `stages_n` (dQ).
+
+    Without `deterministic`, block_m * padded head dim must be 8192: the two warpgroups share a tile of dQ,
+    64 x 64 each. `early`: P^T dO starts before dS is computed, for the registers of one more P^T.
+    """
+
+    block_m: int
+    stages: int
+    block_n: int
+    stages_n: int
+    early: bool = False
+
+    @property
+    def held(self) -> Tile:
+        """Rows and warps of a whole program of the dK/dV kernel: two warpgroups, and one whose warp loads."""
+        return Tile(self.block_m, HOPPER_FIXED_ROWS, HOPPER_BACKWARD_WARPS, self.stages)
+
+
 class _Row(NamedTuple):
     """The tiles of one head-dim class: (all keys, causal)."""
 
@@ -126,6 +145,23 @@ _HOPPER = {
     256: (HopperTile(2, 64, 2), HopperTile(2, 64, 2)),
 }
 
+#: Head dims up to here have a backward for Hopper.
+WIDEST_HOPPER_BACKWARD = 128
+#: Rows of K and V (dK, dV) or of Q and dO (dQ) that a program of the Hopper backward holds, and its warps.
+#: LSE and D are padded to a multiple of the rows.
+HOPPER_FIXED_ROWS = 128
+HOPPER_BACKWARD_WARPS = 12
+#: Rows of O and dO of the kernel that makes D and pads LSE.
+HOPPER_STATISTICS_ROWS = 64
+#: Numbers of dQ's sum that a program of the Hopper backward adds to in a step: 64 x 64 a warpgroup.
+HOPPER_SUM_TILE = 8192
+#: The Hopper backward by head dim: (with atomic additions, deterministic). Of those that
+#: `benchmarks/hopper_backward.py` has, the fastest on an H200; the deterministic ones are all there are.
+_HOPPER_BACKWARD = {
+    64: (HopperBackwardTile(128, 2, 128, 2), HopperBackwardTile(128, 2, 128, 2)),
+    128: (HopperBackwardTile(64, 2, 128, 2), HopperBackwardTile(64, 2, 128, 2, early=True)),
+}
+
 #: Whether the last share of the keys to be ready merges them all, where nothing else is asked for; else a
 #: kernel of its own does, and whether that one is then launched before they are ready (from 9.0 on).
 DECODE_FUSED = False
@@ -184,6 +220,14 @@ def hopper_tile(head_dim: int, causal: bool) -> HopperTile:
         if head_dim <= limit:
             return tiles[causal]
     raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
+
+
+def hopper_backward_tile(head_dim: int, deterministic: bool = False) -> HopperBackwardTile:
+    """The tile of the backward kernels for compute capability 9.0. ValueError for head dims above 128."""
+    for limit, tiles in _HOPPER_BACKWARD.items():
+        if head_dim <= limit:
+            return tiles[deterministic]
+    raise ValueError(f"no tiles of the Hopper backward for head dim {head_dim}: it must be 128 or smaller")
 
 
 def hopper_together(kv_bytes: int) -> int:
@@ -355,6 +399,12 @@ def hopper_shared_bytes(tile: Tile, head_dim: int) -> int:
     width = max(HOPPER_WIDTH, _width(head_dim))
     queries = tile.block_m * (1 if width == 256 else 2)
     return 2 * width * (queries + 2 * tile.num_stages * tile.block_n)
+
+
+def hopper_dkdv_shared_bytes(tile: Tile, head_dim: int, fused: bool = True) -> int:
+    """Modelled shared memory of the Hopper dK/dV kernel: as `dkdv_shared_bytes`, and dS if dQ is `fused`."""
+    exchanged = 2 * tile.block_m * tile.block_n if fused else 0
+    return dkdv_shared_bytes(tile, max(HOPPER_WIDTH, head_dim)) + exchanged
 
 
 def dkdv_shared_bytes(tile: Tile, head_dim: int) -> int:

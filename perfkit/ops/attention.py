@@ -1,6 +1,5 @@
 """Attention as an op: FLOPs by convention and exactly, compulsory traffic, and who implements it."""
 
-from functools import partial
 from typing import Final
 
 from perfkit.kernels.attention import tiles
@@ -154,23 +153,23 @@ IMPLEMENTATIONS: Final = (
     Implementation(
         name="flash-hopper",
         target=f"{KERNELS}.hopper:attention",
-        description="FlashAttention-3's forward in Gluon, for compute capability 9.0",
+        description="FlashAttention-3 in Gluon, for compute capability 9.0",
         role="shipped",
         named_only=True,
         dtypes=HALF,
-        workspace=io.flash_workspace,
+        workspace=hopper.hopper_workspace,
         plan=hopper.hopper_plan,
         refuses=hopper.hopper_refuses,
         uncounted=hopper.UNCOUNTED,
         io=IOModel(
             level="L2",
-            ledger=partial(io.flash_ledger, forward=io.HOPPER),
-            tiled=partial(io.flash_tiled, forward=io.HOPPER),
+            ledger=hopper.hopper_ledger,
+            tiled=hopper.hopper_tiled,
             dram=hopper.hopper_dram,
-            issued_flops=partial(io.flash_flops, forward=io.HOPPER),
-            exps=io.flash_exps,
-            extra_flops=partial(io.flash_extra_flops, forward=io.HOPPER),
-            launches=lambda w: {"fwd": 1, "bwd": 3, "fwd-bwd": 4}[w.pass_],
+            issued_flops=hopper.hopper_flops,
+            exps=hopper.hopper_exps,
+            extra_flops=hopper.hopper_extra_flops,
+            launches=hopper.hopper_launches,
             source="N_q d + T_r 2 N_k d forward (FA2 Algorithm 1)",
         ),
     ),

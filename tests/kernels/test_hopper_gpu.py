@@ -1,4 +1,4 @@
-"""The Gluon forward kernel on a Hopper GPU, against the float64 oracle."""
+"""The Gluon kernels on a Hopper GPU, against the float64 oracle."""
 
 import functools
 import itertools
@@ -12,7 +12,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton.experimental.gluon")
 
 from perfkit.kernels.attention import flash, flash_hopper, hopper, reference  # noqa: E402
-from perfkit.kernels.attention.tiles import HopperTile, hopper_shared_bytes, hopper_tile  # noqa: E402
+from perfkit.kernels.attention.tiles import (  # noqa: E402
+    HopperTile,
+    hopper_backward_tile,
+    hopper_dkdv_shared_bytes,
+    hopper_shared_bytes,
+    hopper_tile,
+)
 from perfkit.kernels.attention.use import KernelUse  # noqa: E402
 from perfkit.measure.correctness import Judge, callables, make_inputs, require  # noqa: E402
 from perfkit.ops.attention_workload import AttentionWorkload  # noqa: E402
@@ -54,7 +60,7 @@ def random_case(number: int, case: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("number", range(108))
+@pytest.mark.parametrize("number", range(162))
 def test_random_case(number: int, make_case: Any, assert_right: Any) -> None:
     """O, dQ, dK and dV; outputs are poisoned."""
     assert_right(hopper.attention, random_case(number, make_case), "cuda", number)
@@ -105,15 +111,51 @@ def test_every_tile_is_right(
 def test_same_bits_each_run(
     head_dim: int, causal: bool, make_case: Any, make_inputs: Callable[..., Any]
 ) -> None:
-    """A warpgroup that reads what the producer has not yet loaded would differ between runs."""
+    """A warpgroup that reads what the producer has not yet loaded would differ between runs.
+
+    dQ is a sum in no fixed order unless `deterministic`: then two of them differ by no more than rounding.
+    """
     q, k, v, dout = make_inputs(make_case(2, 16, 4, 1777, 1777, head_dim, causal, "bfloat16"), "cuda")
     leaves = [t.requires_grad_() for t in (q, k, v)]
     out = hopper.attention(*leaves, causal=causal)
+    fixed = hopper.attention(*leaves, causal=causal, deterministic=True)
+    assert torch.equal(out, fixed)
     gradients = torch.autograd.grad(out, leaves, dout, retain_graph=True)
+    expected = torch.autograd.grad(fixed, leaves, dout, retain_graph=True)
     for _ in range(20):
         assert torch.equal(hopper.attention(*leaves, causal=causal), out)
-    again = torch.autograd.grad(out, leaves, dout)
-    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+        same = torch.autograd.grad(fixed, leaves, dout, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(same, expected, strict=True))
+        dq, dk, dv = torch.autograd.grad(out, leaves, dout, retain_graph=True)
+        assert torch.equal(dk, gradients[1])
+        assert torch.equal(dv, gradients[2])
+        largest = gradients[0].abs().max().item()  # 2^-7: one step of bfloat16
+        torch.testing.assert_close(dq, gradients[0], rtol=2**-7, atol=1e-3 * largest)
+
+
+@pytest.mark.parametrize("number", range(24))
+def test_random_case_with_fixed_sums(number: int, make_case: Any, assert_right: Any) -> None:
+    attention = functools.partial(hopper.attention, deterministic=True)
+    assert_right(attention, random_case(1000 + number, make_case), "cuda", number)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_gradients_that_tma_cannot_address(
+    head_dim: int, deterministic: bool, make_case: Any, make_inputs: Callable[..., Any]
+) -> None:
+    """dO of a sum has strides of 0, and of a product with a transposed tensor its last one is not 1."""
+    q, k, v, dout = make_inputs(make_case(2, 4, 2, 300, 200, head_dim, True, "bfloat16"), "cuda")
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    out = hopper.attention(*leaves, causal=True, deterministic=deterministic)
+    expanded = dout[:, :, :1, :1].expand_as(dout)
+    transposed = dout.mT.contiguous().mT
+    for strided in (expanded, transposed):
+        found = torch.autograd.grad(out, leaves, strided, retain_graph=True)
+        wanted = torch.autograd.grad(out, leaves, strided.contiguous(), retain_graph=True)
+        for one, other in zip(found, wanted, strict=True):
+            largest = other.abs().max().item()
+            torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-3 * largest)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -126,7 +168,7 @@ def test_rows_that_see_no_key(head_dim: int, make_case: Any, make_inputs: Callab
 
 
 def test_statistics_are_those_of_the_portable_kernel(make_case: Any, make_inputs: Callable[..., Any]) -> None:
-    """The backward kernels of `flash` read them."""
+    """The backward kernels of `flash` read them, above a head dim of 128."""
     q, k, v, _ = make_inputs(make_case(2, 4, 2, 1000, 1000, 128, True, "bfloat16"), "cuda")
     ours, theirs = flash_hopper.forward(q, k, v, True)[1], flash.forward(q, k, v, True)[1]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -154,7 +196,29 @@ def test_use_is_recorded(
     assert 0 < use.shared_bytes - hopper_shared_bytes(held, head_dim) <= 512
     assert use.registers in (128, 168)
     out.backward(dout)
-    assert [use.kernel for use in uses[1:]] == ["flash_delta", "flash_dkdv", "flash_dq"]
+    if head_dim > 128:
+        assert [use.kernel for use in uses[1:]] == ["flash_delta", "flash_dkdv", "flash_dq"]
+        return
+    statistics, dkdv, convert = uses[1:]
+    assert statistics[:5] == ("flash_hopper_statistics", 64, 0, 4, 1)
+    held = hopper_backward_tile(head_dim).held
+    assert dkdv[:5] == ("flash_hopper_dkdv", *held)
+    assert 0 < dkdv.shared_bytes - hopper_dkdv_shared_bytes(held, head_dim) <= 1024
+    assert dkdv.registers == 168
+    assert convert[:5] == ("flash_hopper_dq_from_sum", held.block_m, 0, 4, 1)
+
+
+@pytest.mark.parametrize("head_dim", [40, 128])
+def test_use_of_fixed_sums(head_dim: int, make_case: Any, make_inputs: Callable[..., Any]) -> None:
+    q, k, v, dout = make_inputs(make_case(1, 2, 2, 512, 512, head_dim, True, "bfloat16"), "cuda")
+    uses: list[KernelUse] = []
+    out = hopper.attention(q.requires_grad_(), k, v, causal=True, deterministic=True, uses=uses)
+    out.backward(dout)
+    assert [use.kernel for use in uses[1:]] == [
+        "flash_hopper_statistics", "flash_hopper_dkdv", "flash_hopper_dq"
+    ]  # fmt: skip
+    tile = hopper_backward_tile(head_dim, deterministic=True)
+    assert uses[3][1:5] == (128, tile.block_n, 12, tile.stages_n)
 
 
 def test_what_it_cannot_serve_is_refused(make_case: Any, make_inputs: Callable[..., Any]) -> None:

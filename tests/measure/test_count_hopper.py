@@ -18,7 +18,7 @@ from perfkit.record import dump, load
 
 OP = find_op("attention")
 W = AttentionWorkload(seq_q=256, seq_k=256)
-WHY = "Triton's interpreter cannot execute Gluon, in which its forward kernel is written"
+WHY = "Triton's interpreter cannot execute Gluon, in which its kernels are written"
 
 
 def hopper() -> Implementation:

@@ -99,8 +99,12 @@ def test_flops_by_hand() -> None:
     # d 96 is padded to 128: 2 tiles of 128 rows; causal, the first sees one block.
     assert issued(make(head_dim=96)) == 2 * 2 * 2 * (2 * 128 * 128 * 128)
     assert issued(make(head_dim=96, causal=True)) == 2 * (1 + 2) * (2 * 128 * 128 * 128)
-    # Backward the kernels of `flash`, whose tiles have 16 columns at d 16.
-    backward = make(head_dim=16, pass_="bwd")
+    # Backward 5 products, d 16: 2 blocks of 128 keys by 2 of 128 rows, 64 columns.
+    assert issued(make(head_dim=16, pass_="bwd")) == 5 * 4 * (2 * 128 * 128 * 64)
+    # d 96: 64 rows, 128 columns; causal, 4 blocks of rows see the first 128 keys, 2 those from 128 on.
+    assert issued(make(head_dim=96, pass_="bwd", causal=True)) == 5 * (4 + 2) * (2 * 64 * 128 * 128)
+    # d 192: the kernels of `flash`, 4 products and 3.
+    backward = make(head_dim=192, pass_="bwd")
     assert issued(backward) == io.flash_flops(backward, planned(backward))
     assert issued(make(pass_="fwd-bwd")) == issued(make()) + issued(make(pass_="bwd"))
 
@@ -109,13 +113,15 @@ def test_causes_of_extra_flops() -> None:
     found = row().io
     assert found is not None
     assert found.extra_flops(make()) == ()
-    assert found.extra_flops(make(head_dim=32)) == ("head dim 32 padded to 64 forward",)
-    assert found.extra_flops(make(head_dim=32, pass_="bwd")) == (
-        "S and dP recomputed twice (7 products for 5)",
-    )
-    assert found.extra_flops(make(head_dim=96, causal=True)) == (
+    for pass_ in ("fwd", "bwd"):
+        assert found.extra_flops(make(head_dim=32, pass_=pass_)) == ("head dim 32 padded to 64",)
+    assert found.extra_flops(make(head_dim=96, causal=True, pass_="bwd")) == (
         "masked part of diagonal tiles",
-        "head dim 96 padded to a power of two",
+        "head dim 96 padded to 128",
+    )
+    assert found.extra_flops(make(head_dim=192, pass_="bwd")) == (
+        "S and dP recomputed twice (7 products for 5)",
+        "head dim 192 padded to a power of two",
     )
     assert io.flash_extra_flops(make(head_dim=32)) == ()
 
@@ -221,19 +227,96 @@ def test_shared_memory_by_hand() -> None:
     assert table.hopper_shared_bytes(table.Tile(128, 64, 12, 2), 256) == 2 * 256 * (128 + 4 * 64)
 
 
-def test_plan_is_the_forward_tile_and_the_backward_tiles_of_flash() -> None:
+def test_plan_is_the_tiles_of_both_passes() -> None:
+    w = make(head_dim=96, causal=True)
+    forward, backward = planned(w)
+    assert (forward.kernel, forward.block_m, forward.block_n) == ("flash_hopper_forward", 128, 128)
+    assert (forward.num_warps, forward.num_stages) == (12, 2)
+    # 64 rows of Q in two stages, 128 keys; two warpgroups, and one that loads.
+    assert backward == KernelUse(
+        kernel="flash_hopper_dkdv", block_m=64, block_n=128, num_warps=12, num_stages=2
+    )
+    assert planned(make(head_dim=40))[1].block_m == 128
+    # Elsewhere it cannot run, and the model says what it would move.
+    assert hopper.hopper_plan(w, (8, 0)) == hopper.hopper_plan(w, (0, 0)) == (forward, backward)
+
+
+def test_above_128_the_backward_is_that_of_flash() -> None:
     flash = ATTENTION.implementation("flash")
     assert flash is not None
     assert flash.plan is not None
-    for causal in (False, True):
-        w = make(head_dim=96, causal=causal)
-        forward, *backward = planned(w)
-        assert (forward.kernel, forward.block_m, forward.block_n) == ("flash_hopper_forward", 128, 128)
-        assert (forward.num_warps, forward.num_stages) == (12, 2)
-        assert tuple(backward) == flash.plan(w, (9, 0))[1:]
-    # Elsewhere it cannot run, and the model says what it would move.
-    assert hopper.hopper_plan(w, (8, 0))[0] == forward
-    assert hopper.hopper_plan(w, (0, 0))[0] == forward
+    assert flash.io is not None
+    model = row().io
+    assert model is not None
+    w = make(head_dim=136, pass_="bwd")
+    assert planned(w)[1:] == flash.plan(w, (9, 0))[1:]
+    assert model.ledger(w, planned(w)) == flash.io.ledger(w, planned(w))
+    assert model.exps(w, planned(w)) == 2 * w.pairs
+    assert model.launches(w) == 3
+    assert row().workspace(w) == flash.workspace(w)
+
+
+# The fused backward.
+
+
+def test_ledger_of_the_backward_by_hand() -> None:
+    """N 200, d 64, causal: 2 blocks of 128 rows. Keys 0-127 are seen by both, keys 128-199 by the second."""
+    # A row is 128 B. Rows read: 200, and 200 - 128. Visits: 2 + 1, of 128 numbers of LSE and of D, and of
+    # 8192 of dQ. LSE and D are padded to 256 rows, and the sum is 2 x 8192.
+    kernel = "flash_hopper_dkdv"
+    assert plain(make(causal=True, pass_="bwd")) == [
+        ("flash_hopper_statistics", "O", 200 * 128, 0),
+        ("flash_hopper_statistics", "dO", 200 * 128, 0),
+        ("flash_hopper_statistics", "LSE", 200 * 4, 0),
+        ("flash_hopper_statistics", "LSE in base 2", 0, 256 * 4),
+        ("flash_hopper_statistics", "D", 0, 256 * 4),
+        ("zero dQ in fp32", "dQ in fp32", 0, 2 * 8192 * 4),
+        (kernel, "K", 200 * 128, 0),
+        (kernel, "V", 200 * 128, 0),
+        (kernel, "Q", (200 + 72) * 128, 0),
+        (kernel, "dO", (200 + 72) * 128, 0),
+        (kernel, "LSE in base 2", 3 * 128 * 4, 0),
+        (kernel, "D", 3 * 128 * 4, 0),
+        (kernel, "dK", 0, 200 * 128),
+        (kernel, "dV", 0, 200 * 128),
+        ("flash_hopper_dq_from_sum", "dQ in fp32", 2 * 8192 * 4, 0),
+        ("flash_hopper_dq_from_sum", "dQ", 0, 200 * 128),
+    ]
+
+
+def test_backward_of_grouped_heads() -> None:
+    """One program reads K and V for all query heads of a group; N_q 65, d 96: 2 blocks of 64 rows."""
+    w = make(batch=2, heads=6, kv_heads=2, seq_q=65, seq_k=300, head_dim=96, pass_="bwd")
+    moved = {(kernel, tensor): (read, written) for kernel, tensor, read, written in plain(w)}
+    assert moved["flash_hopper_dkdv", "K"] == (2 * 2 * 300 * 192, 0)
+    # 3 blocks of keys, 12 query heads.
+    assert moved["flash_hopper_dkdv", "Q"] == (12 * 3 * 65 * 192, 0)
+    assert ("flash_hopper_dkdv", "dQ in fp32") not in moved
+    assert moved["flash_hopper_dq_from_sum", "dQ in fp32"] == (12 * 2 * 8192 * 4, 0)
+    # LSE; LSE and D padded to 128 rows; the sum.
+    assert row().workspace(w) == 12 * (65 * 4 + 2 * 128 * 4 + 2 * 8192 * 4)
+    model = row().io
+    assert model is not None
+    assert model.exps(w, planned(w)) == w.pairs
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+def test_backward_visits_the_blocks_that_the_kernel_loads(causal: bool, head_dim: int) -> None:
+    tile = table.hopper_backward_tile(head_dim)
+    for seq_q, seq_k in [(1, 1), (1, 777), (113, 203), (203, 113), (500, 17), (640, 1500), (2048, 2048)]:
+        w = make(seq_q=seq_q, seq_k=seq_k, head_dim=head_dim, causal=causal, pass_="bwd")
+        rows, visits = -(-seq_q // tile.block_m), 0
+        for start in range(0, seq_k, 128):
+            first = max(start - (seq_k - seq_q), 0) // tile.block_m if causal else 0
+            visits += max(0, rows - first)
+        product = 2 * tile.block_m * 128 * head_dim
+        model = row().io
+        assert model is not None
+        assert model.issued_flops(w, planned(w)) == 5 * visits * product
+    source = (KERNELS / "flash_hopper_backward.py").read_text()
+    assert "first = gl.maximum(start_n - (seq_k - seq_q), 0) // BLOCK_M" in source
+    assert "for block in range(first, tiles_m):" in source
 
 
 # DRAM.
@@ -269,6 +352,35 @@ def test_a_group_is_no_larger_than_the_heads_there_are() -> None:
     assert table.hopper_together(33 * MIB) == 1
 
 
+def test_dram_of_the_backward_where_all_stays() -> None:
+    """8 heads of N 1k, d 64: the inputs take 5 MiB and the sum 2, a ninth of L2. Each is read once."""
+    w = make(heads=8, kv_heads=8, seq_q=1024, seq_k=1024, pass_="bwd")
+    tensor, rows = MIB, 8 * 1024 * 4
+    found = hopper.hopper_dram(w, planned(w), H200)
+    assert found.traffic.read_bytes == 5 * tensor + rows
+    # dQ, dK, dV; LSE in base 2 and D; the sum, once.
+    assert found.traffic.write_bytes == 3 * tensor + 2 * rows + 2 * tensor
+    assert "(assumed)" in found.reason
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("pass_", ["bwd", "fwd-bwd"])
+@pytest.mark.parametrize(("seq_q", "seq_k"), [(64, 64), (500, 17), (17, 500), (2048, 2048), (16384, 16384)])
+def test_dram_of_the_backward_is_between_bounds(seq_q: int, seq_k: int, pass_: str, causal: bool) -> None:
+    w = make(heads=16, kv_heads=4, seq_q=seq_q, seq_k=seq_k, head_dim=128, causal=causal, pass_=pass_)
+    model = row().io
+    assert model is not None
+    found, asked = hopper.hopper_dram(w, planned(w), H200).traffic, model.traffic(w, planned(w))
+    least = io.compulsory(w)
+    assert found.read_bytes > 0
+    # What is added to dQ's sum is not in the ledger, and may reach DRAM: 64 rows of 128 columns in float32 for
+    # each pair of blocks, at most 64 x 128 rows and keys.
+    added = 16 * -(-seq_q // 64) * -(-seq_k // 128) * 64 * 128 * 4
+    assert least.write_bytes <= found.write_bytes <= asked.write_bytes + added
+    if not causal:
+        assert least.read_bytes <= found.read_bytes
+
+
 # The row.
 
 
@@ -278,9 +390,7 @@ def test_the_row() -> None:
     assert found.role == "shipped"
     assert found.hardware == ("cuda",)
     assert found.retiled is None
-    assert (
-        found.uncounted == "Triton's interpreter cannot execute Gluon, in which its forward kernel is written"
-    )
+    assert found.uncounted == "Triton's interpreter cannot execute Gluon, in which its kernels are written"
 
 
 @pytest.mark.parametrize(
@@ -307,15 +417,21 @@ def test_what_it_serves() -> None:
 
 @pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd-bwd"])
 def test_kernels_are_named_as_their_functions(pass_: str) -> None:
-    source = (KERNELS / "flash_hopper.py").read_text()
-    assert re.search(rf"^def {io.HOPPER}\(", source, re.MULTILINE)
-    assert f'note_use(uses, "{io.HOPPER}"' in source
+    forward, backward = (
+        (KERNELS / name).read_text() for name in ("flash_hopper.py", "flash_hopper_backward.py")
+    )
+    assert re.search(rf"^def {io.HOPPER}\(", forward, re.MULTILINE)
+    assert f'note_use(uses, "{io.HOPPER}"' in forward
     model = row().io
     assert model is not None
     kernels = dict.fromkeys(kernel for kernel, *_ in plain(make(pass_=pass_)))
-    assert set(model.tiled(make(pass_=pass_))) == kernels.keys() - {"flash_delta"}
+    others = {"flash_hopper_statistics", "flash_hopper_dq_from_sum", "zero dQ in fp32"}
+    assert set(model.tiled(make(pass_=pass_))) == kernels.keys() - others
     assert (io.HOPPER in kernels) == (pass_ != "bwd")
     assert model.launches(make(pass_=pass_)) == len(kernels)
+    for name in kernels.keys() - {io.HOPPER, "zero dQ in fp32"}:
+        assert re.search(rf"^def {name}\(", backward, re.MULTILINE)
+        assert f'uses, "{name}"' in backward
 
 
 def test_flash_is_what_it_was() -> None:

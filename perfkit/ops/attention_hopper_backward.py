@@ -1,0 +1,93 @@
+"""The IO model of the fused backward of `flash-hopper`, of head dims up to 128.
+
+Source: Shah et al., arXiv 2407.08608, appendix B.1: one kernel gives dK, dV and dQ, the last by atomic
+additions to a sum in float32, which is zeroed before and converted after it. Results are totals over batch
+and heads. The additions are not in the ledger: on an H200 the counter of writes from SMs to L2 does not have
+them (it shows dK and dV within 0.3 %), and that of reductions has 1.5 sectors of 32 bytes for each 32 added.
+"""
+
+from typing import Final
+
+from perfkit.kernels.attention import tiles
+from perfkit.ops.attention_io import query_blocks, tile_of
+from perfkit.ops.attention_ledger import STATISTIC_BYTES, step
+from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import KernelUse, Ledger, Uses
+
+DKDV: Final = "flash_hopper_dkdv"
+#: torch.zeros, whose kernel has a longer name.
+ZEROS: Final = "zero dQ in fp32"
+#: S, dP, dV, dK and dQ.
+PRODUCTS: Final = 5
+#: Statistics, zeros, products and the conversion.
+LAUNCHES: Final = 4
+_STEP_BYTES: Final = 4 * tiles.HOPPER_SUM_TILE
+
+
+def is_fused(w: AttentionWorkload) -> bool:
+    """Whether the pass has a backward, and the fused kernel serves its head dim."""
+    return w.pass_ != "fwd" and w.head_dim <= tiles.WIDEST_HOPPER_BACKWARD
+
+
+def width_of(w: AttentionWorkload) -> int:
+    """Columns of a tile: the head dim padded to 64 or 128."""
+    return max(tiles.HOPPER_WIDTH, 1 << (w.head_dim - 1).bit_length())
+
+
+def padded_bytes(w: AttentionWorkload) -> int:
+    """Bytes of LSE in base 2, and of D: rows of each head padded to 128."""
+    rows = -(-w.seq_q // tiles.HOPPER_FIXED_ROWS) * tiles.HOPPER_FIXED_ROWS
+    return STATISTIC_BYTES * w.batch * w.heads * rows
+
+
+def sum_bytes(w: AttentionWorkload, block_m: int) -> int:
+    """Bytes of the sum of dQ: float32, whole tiles."""
+    return _STEP_BYTES * w.batch * w.heads * -(-w.seq_q // block_m)
+
+
+def visits_of(w: AttentionWorkload, tile: KernelUse) -> int:
+    """Blocks of rows that the blocks of keys visit together, over batch and query heads."""
+    return w.batch * w.heads * sum(len(blocks) for blocks in query_blocks(w, tile))
+
+
+def fused_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
+    """What the four kernels move between SMs and L2, with the tile that ran.
+
+    TMA reads no row of Q and dO beyond N_q, but whole blocks of LSE and D, which are padded. What is added
+    to dQ's sum, a whole tile for each visit, is left out.
+    """
+    tile = tile_of(uses, DKDV)
+    q, kv, padded, whole = w.query_bytes, w.key_bytes, padded_bytes(w), sum_bytes(w, tile.block_m)
+    visits = visits_of(w, tile)
+    rows = sum(max(0, w.seq_q - blocks.start * tile.block_m) for blocks in query_blocks(w, tile))
+    row_bytes = w.batch * w.heads * rows * w.head_dim * w.element_bytes
+    statistics = visits * tile.block_m * STATISTIC_BYTES
+    return (
+        *step(
+            "flash_hopper_statistics",
+            {"O": q, "dO": q, "LSE": STATISTIC_BYTES * w.rows},
+            {"LSE in base 2": padded, "D": padded},
+        ),
+        *step(ZEROS, {}, {"dQ in fp32": whole}),
+        *step(
+            DKDV,
+            {
+                "K": kv, "V": kv, "Q": row_bytes, "dO": row_bytes,
+                "LSE in base 2": statistics, "D": statistics,
+            },
+            {"dK": kv, "dV": kv},
+        ),
+        *step("flash_hopper_dq_from_sum", {"dQ in fp32": whole}, {"dQ": q}),
+    )  # fmt: skip
+
+
+def fused_flops(w: AttentionWorkload, uses: Uses) -> int:
+    """What the tensor units execute: five products a tile, whole tiles, padded columns."""
+    tile = tile_of(uses, DKDV)
+    return PRODUCTS * 2 * tile.block_m * tile.block_n * width_of(w) * visits_of(w, tile)
+
+
+def fused_workspace(w: AttentionWorkload) -> int:
+    """LSE, both padded statistics, and the sum."""
+    block_m = tiles.hopper_backward_tile(w.head_dim).block_m
+    return STATISTIC_BYTES * w.rows + 2 * padded_bytes(w) + sum_bytes(w, block_m)
