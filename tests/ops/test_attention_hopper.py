@@ -373,8 +373,8 @@ def test_dram_of_the_backward_is_between_bounds(seq_q: int, seq_k: int, pass_: s
     found, asked = hopper.hopper_dram(w, planned(w), H200).traffic, model.traffic(w, planned(w))
     least = io.compulsory(w)
     assert found.read_bytes > 0
-    # What is added to dQ's sum is not in the ledger, and may reach DRAM: 64 rows of 128 columns in float32 for
-    # each pair of blocks, at most 64 x 128 rows and keys.
+    # What is added to the sum of dQ is not in the ledger, and may reach DRAM: 64 x 128 float32 for each pair
+    # of blocks, of 64 rows and 128 keys.
     added = 16 * -(-seq_q // 64) * -(-seq_k // 128) * 64 * 128 * 4
     assert least.write_bytes <= found.write_bytes <= asked.write_bytes + added
     if not causal:
