@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from perfkit.errors import UsageError
-from perfkit.ops import patterns
+from perfkit.ops import pattern_kinds, patterns
 from perfkit.ops.attention_workload import AttentionWorkload
 
 np = pytest.importorskip("numpy")
@@ -128,19 +128,19 @@ def test_pairs_in_closed_form() -> None:
 
 
 def test_packed_sequences_are_as_long_as_their_mean_on_average() -> None:
-    assert patterns.starts_of((3, 4, 2), 20) == (0, 3, 7, 9)  # one more takes the rest
-    assert patterns.starts_of((3, 4, 2), 9) == (0, 3, 7)
-    assert patterns.starts_of((3, 4, 2), 6) == (0, 3)
-    starts = patterns.starts_of((64,), 64 * 1000)
+    assert pattern_kinds.starts_of((3, 4, 2), 20) == (0, 3, 7, 9)  # one more takes the rest
+    assert pattern_kinds.starts_of((3, 4, 2), 9) == (0, 3, 7)
+    assert pattern_kinds.starts_of((3, 4, 2), 6) == (0, 3)
+    starts = pattern_kinds.starts_of((64,), 64 * 1000)
     lengths = [after - at for at, after in itertools.pairwise(starts)]
     assert min(lengths) >= 1
     assert max(lengths) <= 127
     # Uniform on 1..127: mean 64 and deviation 36.7 a length, so of 1000 the mean is within 5 of it.
     assert 64 - 5 <= sum(lengths) / len(lengths) <= 64 + 5
-    assert starts == patterns.starts_of((64,), 64 * 1000)
+    assert starts == pattern_kinds.starts_of((64,), 64 * 1000)
 
 
-@pytest.mark.parametrize("text", [kind.example for kind in patterns.KINDS.values()])
+@pytest.mark.parametrize("text", [kind.example for kind in pattern_kinds.KINDS.values()])
 def test_every_kind_keeps_what_spans_promise(text: str) -> None:
     """Ends within the keys, spans of a row apart, and neighbours that touch unless blocks divide tiles."""
     ends, step, stride = patterns.spans(text, 4096, 4096)
