@@ -1,6 +1,7 @@
 """What the kernel tests share: random cases, poisoned outputs, and the rule by which a kernel is right."""
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,6 +36,33 @@ def _poisoned() -> Iterator[None]:
 @pytest.fixture
 def make_case() -> type[Case]:
     return Case
+
+
+@pytest.fixture
+def random_case(make_case: Callable[..., Case]) -> Callable[..., Case]:
+    """(number, head dims, lengths) -> the same case for the same number.
+
+    Half of them are causal, a third has grouped heads or other strides.
+    """
+
+    def draw(number: int, head_dims: Sequence[int], lengths: Sequence[int]) -> Case:
+        rng = random.Random(number)
+        kv_heads = rng.choice([1, 2, 3])
+        seq_q, seq_k = rng.choice(lengths), rng.choice(lengths)
+        return make_case(
+            batch=rng.choice([1, 2, 3]),
+            heads=kv_heads * rng.choice([1, 1, 2, 4]),
+            kv_heads=kv_heads,
+            seq_q=seq_q,
+            seq_k=rng.choice([seq_q, seq_k]),
+            head_dim=head_dims[number % len(head_dims)],
+            causal=number // len(head_dims) % 2 == 0,
+            dtype=rng.choice(["float16", "bfloat16"]),
+            scale=rng.choice([None, None, 0.05, 0.4]),
+            rows_first=rng.random() < 0.35,
+        )
+
+    return draw
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The flash kernels and torch's own on a GPU, against the float64 oracle."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -26,28 +25,9 @@ HEAD_DIMS = [16, 24, 32, 48, 64, 72, 80, 96, 112, 128, 160, 192, 224, 256]
 LENGTHS = [1, 2, 17, 64, 113, 128, 203, 256, 384, 511, 777, 1024, 1500]
 
 
-def random_case(number: int, case: Any) -> Any:
-    """The same case for the same number; half of them causal, a third with grouped heads or other strides."""
-    rng = random.Random(number)
-    kv_heads = rng.choice([1, 2, 3])
-    seq_q, seq_k = rng.choice(LENGTHS), rng.choice(LENGTHS)
-    return case(
-        batch=rng.choice([1, 2, 3]),
-        heads=kv_heads * rng.choice([1, 1, 2, 4]),
-        kv_heads=kv_heads,
-        seq_q=seq_q,
-        seq_k=rng.choice([seq_q, seq_k]),
-        head_dim=HEAD_DIMS[number % len(HEAD_DIMS)],
-        causal=number // len(HEAD_DIMS) % 2 == 0,
-        dtype=rng.choice(["float16", "bfloat16"]),
-        scale=rng.choice([None, None, 0.05, 0.4]),
-        rows_first=rng.random() < 0.35,
-    )
-
-
 @pytest.mark.parametrize("number", range(84))
-def test_random_case(number: int, make_case: Any, assert_right: Any) -> None:
-    assert_right(flash.attention, random_case(number, make_case), "cuda", number)
+def test_random_case(number: int, random_case: Any, assert_right: Any) -> None:
+    assert_right(flash.attention, random_case(number, HEAD_DIMS, LENGTHS), "cuda", number)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -58,10 +38,12 @@ def test_long_odd_sequence(head_dim: int, causal: bool, make_case: Any, assert_r
 
 
 @pytest.mark.parametrize("number", range(12))
-def test_pointers_and_descriptors_agree(number: int, make_case: Any, make_inputs: Callable[..., Any]) -> None:
+def test_pointers_and_descriptors_agree(
+    number: int, random_case: Any, make_inputs: Callable[..., Any]
+) -> None:
     if not flash.use_descriptors(torch.empty(1, 1, 16, 16, dtype=torch.float16, device="cuda")):
         pytest.skip("this GPU reads through pointers only")
-    case = random_case(1000 + number, make_case)
+    case = random_case(1000 + number, HEAD_DIMS, LENGTHS)
     q, k, v, dout = make_inputs(case, "cuda")
     results = []
     for descriptors in (False, True):
