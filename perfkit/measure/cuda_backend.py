@@ -9,6 +9,7 @@ from typing import Any, Final
 from perfkit.errors import PerfkitError
 from perfkit.measure import correctness, counters, replay
 from perfkit.measure.clock import ClockProbe, open_clock
+from perfkit.measure.compiling import compilation, words
 from perfkit.measure.counter_errors import CountersUnavailable
 from perfkit.measure.draft import Draft, OutOfMemory, Refused
 from perfkit.measure.energy import energy_per_op
@@ -105,14 +106,14 @@ class CudaBackend:
         w, row = draft.workload, draft.row
         with self._step([draft]):
             self._check_memory(row, w)
-            stage("compiling")
+            stage("making inputs")
             attention = bound(row)
             inputs, judge = self._bench.inputs(w)
             uses: list[Any] = []
             try:
-                work, result = correctness.callables(w, inputs, attention, uses)
-                stage("checking against the oracle")
-                produced = result()
+                with compilation(stage) as compiled:
+                    work, result = correctness.callables(w, inputs, attention, uses)
+                    produced = result()
             except (ValueError, NotImplementedError) as error:
                 raise Refused(str(error).splitlines()[0]) from error
             except OutOfResources as error:
@@ -124,6 +125,9 @@ class CudaBackend:
                     raise Refused("torch has no kernel of this kind for the workload") from error
                 raise
             draft.uses.extend(KernelUse(**use._asdict()) for use in dict.fromkeys(uses))
+            if compiled:
+                draft.notes.append(words(compiled))
+            stage("checking against the oracle")
             errors = judge.errors(produced)
             del produced
             work, _ = correctness.callables(w, inputs, attention, None)  # recording costs host time

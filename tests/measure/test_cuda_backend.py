@@ -1,6 +1,7 @@
 """The CUDA backend's own flow, with the GPU's parts replaced: what it asks for, keeps, and gives up."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,14 +52,19 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     )
     monkeypatch.setattr(counters, "collect", lambda *_, **__: READING)
 
-    def run(name: str = "standard", w: AttentionWorkload = W, monitor: Any = None) -> Run:
+    def run(
+        name: str = "standard",
+        w: AttentionWorkload = W,
+        monitor: Any = None,
+        stage: Callable[[str, str], None] = lambda *_: None,
+    ) -> Run:
         backend = CudaBackend(load("h200-141gb-sxm"), Options(energy=False))
         backend._bench = correctness.Bench("cpu")
         monkeypatch.setattr(type(backend), "monitor", monitor)
         monkeypatch.setattr(type(backend), "clock", None)
         row = OP.implementation(name)
         assert row is not None
-        return run_session(OP, [w], [row], backend, lambda *_: None).runs[0]
+        return run_session(OP, [w], [row], backend, stage).runs[0]
 
     return run
 
@@ -161,3 +167,36 @@ def test_the_driver_is_watched_while_it_is_timed(measure: Callable[..., Run]) ->
     run = measure(monitor=Monitor())
     assert run.value("temperature") == 51
     assert run.clock_reasons == ("software power cap (100%)",)
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "bwd"])
+def test_the_kernel_that_compiles_is_shown_in_the_first_call_only(
+    measure: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, pass_: str
+) -> None:
+    triton: Any = pytest.importorskip("triton")
+    row = OP.implementation("standard")
+    assert row is not None
+    attention = cuda_backend.bound(row)
+    calls: list[bool] = []
+
+    def compiled_at_first(*tensors: Any, **options: Any) -> Any:
+        hook, listener = triton.knobs.runtime.jit_cache_hook, triton.knobs.compilation.listener
+        calls.append(hook is not None)
+        if hook is not None:
+            hook(fn=SimpleNamespace(name="flash_forward"))
+            times = SimpleNamespace(total=2_500_000)  # microseconds
+            listener(src=SimpleNamespace(name="flash_forward"), times=times, cache_hit=False)
+        return attention(*tensors, **options)
+
+    monkeypatch.setattr(cuda_backend, "bound", lambda _: compiled_at_first)
+    seen: list[tuple[str, str]] = []
+    w = AttentionWorkload(seq_q=64, seq_k=64, heads=2, kv_heads=2, pass_=pass_)  # type: ignore[arg-type]
+    run = measure(w=w, stage=lambda *stage: seen.append(stage))
+    assert [what for _, what in seen[:5]] == [
+        "making inputs", "first call", "compiling flash_forward", "first call", "checking against the oracle"
+    ]  # fmt: skip
+    assert {name for name, _ in seen} == {"standard"}
+    assert not any("compiling" in what for _, what in seen[5:])
+    assert "compiled in 2.50 s: flash_forward 2.50 s" in run.notes
+    # bwd: what is timed goes back from a forward pass of its own.
+    assert calls == ([True] if pass_ == "fwd" else [True, False])
