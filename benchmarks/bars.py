@@ -109,7 +109,7 @@ def alone(w: Any, launches: int = 10) -> tuple[float, float]:
     from perfkit.measure.flush import L2Flush
     from perfkit.measure.targets import resolve
 
-    attention = resolve("perfkit.kernels.attention.flash:attention")
+    attention = resolve("perfkit.kernels.attention.picked:attention")
     work, _ = correctness.callables(w, correctness.make_inputs(w, "cuda"), attention, None)
     warm_up(work)
     sampler = CudaSampler([work], L2Flush(), StampProbe())

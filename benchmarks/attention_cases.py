@@ -1,0 +1,214 @@
+"""What `benchmarks/attention.py` runs: tile variants, problems of the check, cells of the timing, a process.
+
+Everything here does without torch and without a GPU.
+"""
+
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from perfkit.ops import find_op
+from perfkit.ops.attention_workload import AttentionWorkload, Pass
+
+SCRIPT = Path(__file__).with_name("attention.py")
+PATIENCE_S = 40.0
+STARTUP_S = 150.0
+"""Until the first line: imports and, on a machine of few cores, compilation."""
+
+
+class Forward(NamedTuple):
+    """A tile of the Hopper forward kernel: fields of `HopperTile` after the head dim that it is for."""
+
+    head_dim: int
+    groups: int
+    block_n: int
+    stages: int
+    q_stages: int = 1
+    persistent: bool = False
+
+    @property
+    def tile(self) -> dict[str, Any]:
+        """Keyword arguments of `HopperTile`."""
+        return {name: value for name, value in self._asdict().items() if name != "head_dim"}
+
+
+class Backward(NamedTuple):
+    """A tile of the Hopper backward kernels: fields of `HopperBackwardTile`, head dim before, how after."""
+
+    head_dim: int
+    block_m: int
+    stages: int
+    block_n: int
+    stages_n: int
+    apart: bool = False
+    ahead: bool = False
+    deterministic: bool = False
+
+    @property
+    def tile(self) -> dict[str, Any]:
+        """Keyword arguments of `HopperBackwardTile`."""
+        own = self._asdict().items()
+        return {name: value for name, value in own if name not in ("head_dim", "deterministic")}
+
+
+# Names: head dim - warpgroups; p persistent, s3 three stages, q1 one tile of Q.
+FORWARD: dict[str, Forward] = {
+    "64-3p": Forward(64, 3, 128, 2, 2, True),
+    "64-3p-s3": Forward(64, 3, 128, 3, 2, True),
+    "64-3": Forward(64, 3, 128, 2),
+    "64-2p": Forward(64, 2, 128, 3, 2, True),
+    "128-2p": Forward(128, 2, 128, 2, 2, True),
+    "128-2p-q1": Forward(128, 2, 128, 2, 1, True),
+    "128-2": Forward(128, 2, 128, 2),
+    "256-2": Forward(256, 2, 64, 2),
+}
+# Names: head dim; s4 four stages, ahead dS^T Q beside the next block, det deterministic. The table has "64"
+# with and without a mask, "128" without, "128-ahead" with a mask.
+BACKWARD: dict[str, Backward] = {
+    "64": Backward(64, 64, 3, 128, 2, apart=True),
+    "64-s4": Backward(64, 64, 4, 128, 2, apart=True),
+    "64-det": Backward(64, 128, 2, 128, 2, deterministic=True),
+    "128": Backward(128, 64, 2, 128, 2),
+    "128-ahead": Backward(128, 64, 2, 128, 2, ahead=True),
+    "128-det": Backward(128, 64, 2, 128, 2, deterministic=True),
+}
+TILES: dict[str, dict[str, Any]] = {"fwd": dict(FORWARD), "bwd": dict(BACKWARD)}
+
+OURS = ("flash", "flash-triton", "flash-hopper")
+#: What the rungs are of, and what they are held against.
+ROW, BASELINE = "flash", "sdpa-cudnn"
+#: It compiles for minutes: only where it is asked for.
+SLOW = ("flex",)
+#: Packages of peers whose versions belong in a record.
+PACKAGES = ("flash-attn", "flash-attn-3", "flash-attn-4", "xformers", "flashinfer-python")
+
+
+def default_columns() -> list[str]:
+    """Our rows, and every peer of perfkit's op that runs on a GPU alone and stores no N x N matrix."""
+    peers = [
+        row.name
+        for row in find_op("attention").implementations
+        if row.role == "peer" and row.hardware == ("cuda",) and not row.materialises and row.name not in SLOW
+    ]
+    return [*OURS, *sorted(peers, key=lambda name: name != BASELINE)]
+
+
+class Problem(NamedTuple):
+    """Sizes of one check; `less_dim` columns fewer than the tile holds; scores near -away^2 sqrt(d)."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    seq_q: int
+    seq_k: int
+    causal: bool
+    dtype: str = "bfloat16"
+    less_dim: int = 0
+    away: float = 0.0
+
+
+_BOTH = [
+    Problem(1, 1, 1, 64, 128, False),
+    Problem(1, 2, 2, 128, 128, True),
+    Problem(1, 2, 1, 113, 203, False),
+    Problem(2, 4, 2, 203, 113, True),
+    Problem(1, 3, 3, 1, 777, True),
+    Problem(1, 4, 4, 500, 17, True),
+    Problem(1, 2, 2, 200, 130, False, away=5.0),  # a weight of a key beyond N_k would be inf backward
+    Problem(2, 4, 1, 384, 1500, True, "float16"),
+    Problem(1, 4, 2, 777, 1024, False, "float16"),
+    Problem(1, 4, 4, 1024, 1024, False),
+    Problem(2, 6, 3, 511, 1500, True, "bfloat16", 8),
+]
+CHECKS: dict[str, list[Problem]] = {
+    "fwd": [*_BOTH, Problem(1, 8, 8, 2048, 2048, True), Problem(1, 16, 4, 4096, 4096, True)],
+    "bwd": [*_BOTH, Problem(1, 8, 2, 4096, 4096, True)],
+}
+
+
+class Cell(NamedTuple):
+    """One problem of the timing: bf16, heads * d = 2048, batch * N = 16384."""
+
+    head_dim: int
+    seq: int
+    causal: bool
+
+    def __str__(self) -> str:
+        return f"{self.head_dim}x{self.seq}{'c' if self.causal else 'f'}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Cell":
+        """The cell of such a name as 64x2048f (full) or 128x16384c (causal). ValueError for others."""
+        found = re.fullmatch(r"(\d+)x(\d+)([fc])", text)
+        if not found:
+            raise ValueError(f"'{text}' is no cell: write 64x2048f (full) or 64x2048c (causal)")
+        return cls(int(found[1]), int(found[2]), found[3] == "c")
+
+    def workload(self, pass_: Pass) -> AttentionWorkload:
+        """What perfkit calls it."""
+        heads = max(1, 2048 // self.head_dim)
+        return AttentionWorkload(
+            batch=max(1, 16384 // self.seq), heads=heads, kv_heads=heads, seq_q=self.seq, seq_k=self.seq,
+            head_dim=self.head_dim, causal=self.causal, pass_=pass_,
+        )  # fmt: skip
+
+
+CELLS = [Cell(d, n, causal) for d in (64, 128) for n in (2048, 16384) for causal in (False, True)]
+
+#: FlashAttention-4's path for Hopper, TFLOP/s by convention in bf16, measured on another machine.
+PUBLISHED: dict[tuple[str, Cell], float] = dict(
+    zip(
+        [(pass_, cell) for pass_ in ("fwd", "bwd") for cell in CELLS],
+        [461, 347, 530, 452, 590, 480, 651, 591, 456, 392, 511, 505, 529, 447, 604, 596],
+        strict=True,
+    )
+)
+
+
+def without_folders(text: str) -> str:
+    """The text with absolute paths cut to their last part: a record says nothing of the machine's folders."""
+    return re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/", "", text)
+
+
+class Child:
+    """The script in a process of its own, with a request; `lines` ends with it, or with its silence."""
+
+    def __init__(self, request: dict[str, Any], script: Path = SCRIPT) -> None:
+        command = [sys.executable, "-u", str(script), "--child", json.dumps(request)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
+        )
+        self.hung = False
+        self._queue: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._queue.put(line.rstrip())
+        self._queue.put(None)
+
+    def lines(self) -> Iterator[str]:
+        """What it prints, line by line; kills it after PATIENCE_S without a line, and sets `hung`."""
+        patience = STARTUP_S
+        try:
+            while True:
+                try:
+                    line = self._queue.get(timeout=patience)
+                except queue.Empty:
+                    self.hung = True
+                    return
+                if line is None:
+                    self.process.wait()
+                    return
+                patience = PATIENCE_S
+                yield line
+        finally:  # also after Ctrl-C
+            self.process.kill()
