@@ -1,9 +1,9 @@
 """FlashAttention-3 forward in Gluon, for compute capability 9.0 only.
 
 Shah, Bikshandi, Zhang, Thakkar, Ramani, Dao, "FlashAttention-3", arXiv 2407.08608, sections 3.1 and 3.2. One
-warp loads by TMA into rings of K and V tiles; two or three warpgroups compute 64 rows of Q each. Inside a
-warpgroup Q K^T of the next block and P V of this one run on the tensor cores during the softmax. The
-warpgroups can take turns at issuing them, so that the softmax of one runs during the products of another.
+warp loads by TMA into rings of K and V tiles; two or three warpgroups compute 64 rows of Q each, at their own
+pace, so that the softmax of one runs during the products of the others. A program takes tiles until there are
+none left, and starts the first product of a tile together with the last one of the tile before.
 """
 
 import torch
@@ -20,12 +20,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .hopper import refusal
 from .shape import Shape, checked_shape, softmax_scale
 from .tile_io import (
     LOG2_E,
-    can_describe,
-    capability,
-    check_served,
     like_rows,
     note_use,
     on_device,
@@ -35,27 +33,9 @@ from .tiles import HOPPER_WIDTH, WARPGROUP_ROWS, HopperTile, hopper_tile, hopper
 from .use import KernelUse
 
 
-@gluon.jit
-def _rounds(total):  # type: ignore[no-untyped-def]
-    """How many of `total` tiles this program computes: one of every num_programs."""
-    programs = gl.num_programs(0)
-    full = total // programs
-    place = gl.program_id(0)
-    if full % 2 == 1:
-        place = programs - 1 - place
-    return full + (place < total - full * programs).to(gl.int32)
-
-
 @gluon.jit  # type: ignore[untyped-decorator]
-def _tile(turn, tiles_m, total_heads, section, CAUSAL: gl.constexpr):  # type: ignore[no-untyped-def]
-    """(head over all batches, block of rows) of this program's `turn`, in the order that `forward` explains.
-
-    Odd rounds go out in reverse: where tiles get shorter and shorter, all programs get the same sum.
-    """
-    place = gl.program_id(0)
-    if turn % 2 == 1:
-        place = gl.num_programs(0) - 1 - place
-    index = turn * gl.num_programs(0) + place
+def _tile(index, tiles_m, total_heads, section, CAUSAL: gl.constexpr):  # type: ignore[no-untyped-def]
+    """(head over all batches, block of rows) of the index-th tile, in the order that `forward` has."""
     first = index // (section * tiles_m) * section
     heads = gl.minimum(section, total_heads - first)
     rest = index - first * tiles_m
@@ -75,44 +55,153 @@ def _blocks(start, rows, seq_q, seq_k, CAUSAL: gl.constexpr, BLOCK_N: gl.constex
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _load(sources, queries, rings, sizes, CAUSAL: gl.constexpr):  # type: ignore[no-untyped-def]
-    """The producer: Q of a tile, then K and V of its blocks from the last to the first."""
+def _extent(  # type: ignore[no-untyped-def]
+    block, seq_q, seq_k, W: gl.constexpr, GROUPS: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr
+):
+    """What warpgroup W has of a tile: (first row, blocks of keys that it skips, then visits, of which need no
+    mask).
+
+    It skips what its tile loads for the rows of later warpgroups: at most one block, which is not narrower
+    than these rows are many. One without any row does not skip.
+    """
+    tile = block * (GROUPS * 64)
+    start = tile + W * 64
+    visited = _blocks(tile, GROUPS * 64, seq_q, seq_k, CAUSAL, BLOCK_N)
+    skipped = 0
+    full = visited - 1
+    if CAUSAL:
+        loaded = visited
+        if start < seq_q:
+            visited = _blocks(start, 64, seq_q, seq_k, CAUSAL, BLOCK_N)
+        skipped = loaded - visited
+        full = gl.minimum(gl.maximum(start + seq_k - seq_q + 1, 0) // BLOCK_N, visited - 1)
+    return start, skipped, visited, full
+
+
+@gluon.jit
+def _uniform(x):  # type: ignore[no-untyped-def]
+    """x, which all threads of a warp have alike, in a register that they share.
+
+    ptxas does not know it of what is loaded. It then takes branches for divergent, for which it has left the
+    address of a product undefined, and keeps what loops count in registers of each thread, which are scarce.
+    """
+    return gl.inline_asm_elementwise(
+        "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [x], gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _next(counter, total):  # type: ignore[no-untyped-def]
+    """The tile that this program computes next, `total` or more where there is none left.
+
+    As many tiles are taken as asked for: there are `total` calls a launch, and the last one zeroes `counter`
+    for the next launch.
+    """
+    taken = _uniform(gl.atomic_add(counter, 1, sem="relaxed"))
+    if taken == total - 1:
+        gl.store(counter, 0)
+    return gl.num_programs(0) + taken
+
+
+@gluon.jit
+def _announce(numbers, slot, batch, head, block):  # type: ignore[no-untyped-def]
+    """Says which tile's Q is in `slot`: batch, head, block of rows; batch -1 says that there is no more."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    numbers.index(3 * slot).store(gl.full([1], batch, gl.int32, LAYOUT))
+    numbers.index(3 * slot + 1).store(gl.full([1], head, gl.int32, LAYOUT))
+    numbers.index(3 * slot + 2).store(gl.full([1], block, gl.int32, LAYOUT))
+
+
+@gluon.jit
+def _announced(numbers, slot):  # type: ignore[no-untyped-def]
+    """(batch, head, block of rows) of the tile whose Q is in `slot`."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    batch = gl.max(numbers.index(3 * slot).load(LAYOUT), 0)
+    head = gl.max(numbers.index(3 * slot + 1).load(LAYOUT), 0)
+    block = gl.max(numbers.index(3 * slot + 2).load(LAYOUT), 0)
+    return _uniform(batch), _uniform(head), _uniform(block)
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _load(  # type: ignore[no-untyped-def]
+    sources, queries, rings, counter, sizes, CAUSAL: gl.constexpr, PERSISTENT: gl.constexpr
+):
+    """The producer: Q of a tile and which tile it is, then K and V of its blocks from the last to the first.
+
+    K of a block and V of the one before, of whatever tile, fill a stage together: they are used together.
+    """
     q_desc, k_desc, v_desc = sources
-    q_tiles, q_full, q_empty = queries
-    k_tiles, k_full, k_empty, v_tiles, v_full, v_empty = rings
+    q_tiles, q_full, q_empty, numbers = queries
+    k_tiles, v_tiles, filled, emptied = rings
     heads, group, tiles_m, total_heads, section, seq_q, seq_k = sizes
     STAGES: gl.constexpr = k_tiles.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.shape[3]
-    GROUPS: gl.constexpr = q_tiles.shape[0]
+    Q_STAGES: gl.constexpr = q_full.shape[0]
+    GROUPS: gl.constexpr = q_tiles.shape[0] // Q_STAGES
+    total = tiles_m * total_heads
+    index = gl.program_id(0)
     count = 0
-    for turn in range(_rounds(tiles_m * total_heads)):
-        head_all, block = _tile(turn, tiles_m, total_heads, section, CAUSAL)
-        batch = head_all // heads
+    turn = 0
+    batch = 0
+    kv_head = 0
+    row = 0
+    while index < total:
+        head_all, block = _tile(index, tiles_m, total_heads, section, CAUSAL)
+        next_batch = head_all // heads
         head = head_all % heads
-        kv_head = head // group
         start = block * (GROUPS * 64)
-        mbarrier.wait(q_empty, (turn & 1) ^ 1)
-        mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
+        slot = turn % Q_STAGES
+        mbarrier.wait(q_empty.index(slot), (turn // Q_STAGES & 1) ^ 1)
+        _announce(numbers, slot, next_batch, head, block)
+        mbarrier.arrive(q_full.index(slot))
+        mbarrier.expect(q_full.index(slot), GROUPS * q_desc.block_type.nbytes)
         for w in gl.static_range(GROUPS):
             tma.async_copy_global_to_shared(
-                q_desc, [batch, head, start + w * 64, 0], q_full, q_tiles.index(w)
+                q_desc,
+                [next_batch, head, start + w * 64, 0],
+                q_full.index(slot),
+                q_tiles.index(slot * GROUPS + w),
             )
         blocks = _blocks(start, GROUPS * 64, seq_q, seq_k, CAUSAL, BLOCK_N)
         for done in range(blocks):
-            row = (blocks - 1 - done) * BLOCK_N
             stage = count % STAGES
-            free = (count // STAGES & 1) ^ 1
-            mbarrier.wait(k_empty.index(stage), free)
-            mbarrier.expect(k_full.index(stage), k_desc.block_type.nbytes)
+            mbarrier.wait(emptied.index(stage), (count // STAGES & 1) ^ 1)
+            both: gl.constexpr = k_desc.block_type.nbytes + v_desc.block_type.nbytes
+            mbarrier.expect(filled.index(stage), both, pred=count > 0)
+            mbarrier.expect(filled.index(stage), k_desc.block_type.nbytes, pred=count == 0)
+            below = (blocks - 1 - done) * BLOCK_N
             tma.async_copy_global_to_shared(
-                k_desc, [batch, kv_head, row, 0], k_full.index(stage), k_tiles.index(stage)
+                k_desc,
+                [next_batch, head // group, below, 0],
+                filled.index(stage),
+                k_tiles.index(stage),
             )
-            mbarrier.wait(v_empty.index(stage), free)
-            mbarrier.expect(v_full.index(stage), v_desc.block_type.nbytes)
             tma.async_copy_global_to_shared(
-                v_desc, [batch, kv_head, row, 0], v_full.index(stage), v_tiles.index(stage)
+                v_desc,
+                [batch, kv_head, row, 0],
+                filled.index(stage),
+                v_tiles.index((count + STAGES - 1) % STAGES),
+                pred=count > 0,
             )
+            batch = next_batch
+            kv_head = head // group
+            row = below
             count += 1
+        turn += 1
+        index = total
+        if PERSISTENT:
+            index = _next(counter, total)
+    stage = count % STAGES
+    mbarrier.wait(emptied.index(stage), (count // STAGES & 1) ^ 1)
+    mbarrier.expect(filled.index(stage), v_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(
+        v_desc, [batch, kv_head, row, 0], filled.index(stage), v_tiles.index((count + STAGES - 1) % STAGES)
+    )
+    if PERSISTENT:
+        slot = turn % Q_STAGES
+        mbarrier.wait(q_empty.index(slot), (turn // Q_STAGES & 1) ^ 1)
+        _announce(numbers, slot, -1, 0, 0)
+        mbarrier.arrive(q_full.index(slot), count=2)
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -126,7 +215,14 @@ def _score(q_tile, k_tile, LAYOUT: gl.constexpr):  # type: ignore[no-untyped-def
 
 @gluon.jit  # type: ignore[untyped-decorator]
 def _softmax(  # type: ignore[no-untyped-def]
-    scores, row_max, row_sum, diagonal, left, scale_log2, MASKED: gl.constexpr, CAUSAL: gl.constexpr
+    scores,
+    row_max,
+    row_sum,
+    diagonal,
+    left,
+    scale_log2,
+    MASKED: gl.constexpr,
+    CAUSAL: gl.constexpr,
 ):
     """(weights, factor on what came before, row maximum, row sum) after one more block of keys.
 
@@ -151,29 +247,25 @@ def _softmax(  # type: ignore[no-untyped-def]
 
 @gluon.jit  # type: ignore[untyped-decorator]
 def _steps(  # type: ignore[no-untyped-def]
-    acc,
-    weights,
-    row_max,
-    row_sum,
-    count,
-    turns,
+    state,
     blocks,
     hi,
     start,
     q_tile,
     rings,
-    my_turn,
-    next_turn,
     seq_q,
     seq_k,
     scale_log2,
-    FIRST: gl.constexpr,
     MASKED: gl.constexpr,
     CAUSAL: gl.constexpr,
-    PINGPONG: gl.constexpr,
 ):
-    """The next `blocks` blocks, from block hi - 1 down: Q K^T of a block beside P V of the one before."""
-    k_tiles, k_full, k_empty, v_tiles, v_full, v_empty = rings
+    """The next `blocks` blocks, from block hi - 1 down: Q K^T of a block beside P V of the one before.
+
+    ptxas waits for P V ahead of the exponentials. To keep it from that, by a wait for a barrier in between,
+    made every shape slower, by up to 10 %: there are other warpgroups to fill the tensor cores.
+    """
+    acc, weights, row_max, row_sum, count = state
+    k_tiles, v_tiles, filled, emptied = rings
     STAGES: gl.constexpr = k_tiles.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.shape[3]
     S_LAYOUT: gl.constexpr = row_max.type.layout.parent
@@ -182,29 +274,61 @@ def _steps(  # type: ignore[no-untyped-def]
         row = (hi - 1 - done) * BLOCK_N
         stage = count % STAGES
         phase = count // STAGES & 1
-        last = (count - 1) % STAGES
-        mbarrier.wait(k_full.index(stage), phase)
-        if PINGPONG:
-            mbarrier.wait(my_turn, (turns & 1) ^ FIRST)
+        mbarrier.wait(filled.index(stage), phase)
         scores = _score(q_tile, k_tiles.index(stage), S_LAYOUT)
-        values = v_tiles.index(last).reshape([BLOCK_N, acc.shape[1]])
+        values = v_tiles.index((count + STAGES - 1) % STAGES).reshape([BLOCK_N, acc.shape[1]])
         acc = warpgroup_mma(weights, values, acc, is_async=True)
-        if PINGPONG:
-            mbarrier.arrive(next_turn)
         scores = warpgroup_mma_wait(1, deps=(scores,))
-        mbarrier.arrive(k_empty.index(stage))
         exps, rescale, row_max, row_sum = _softmax(
             scores, row_max, row_sum, start + seq_k - seq_q - row, seq_k - row, scale_log2, MASKED, CAUSAL
         )
-        # Not needed before the next P V. Here it keeps ptxas from moving the softmax behind the wait for P V.
-        mbarrier.wait(v_full.index(stage), phase)
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(v_empty.index(last))
+        mbarrier.arrive(emptied.index(stage))
         acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, O_LAYOUT))[:, None]
         weights = gl.convert_layout(exps.to(q_tile.dtype), weights.type.layout)
         count += 1
-        turns += 1
-    return acc, weights, row_max, row_sum, count, turns
+    return acc, weights, row_max, row_sum, count
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _begin(  # type: ignore[no-untyped-def]
+    scores, start, visited, seq_q, seq_k, scale_log2, CAUSAL: gl.constexpr, EVEN_N: gl.constexpr
+):
+    """(weights, row maximum, row sum) of the first block that a warpgroup visits."""
+    LAYOUT: gl.constexpr = gl.SliceLayout(1, scores.type.layout)
+    row = (visited - 1) * scores.shape[1]
+    row_max = gl.full([64], float("-inf"), gl.float32, LAYOUT)
+    row_sum = gl.zeros([64], gl.float32, LAYOUT)
+    exps, _, row_max, row_sum = _softmax(
+        scores, row_max, row_sum, start + seq_k - seq_q - row, seq_k - row, scale_log2,
+        CAUSAL or not EVEN_N, CAUSAL,
+    )  # fmt: skip
+    return exps, row_max, row_sum
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _turn_over(  # type: ignore[no-untyped-def]
+    acc,
+    weights,
+    values,
+    q_tile,
+    k_tile,
+    start,
+    visited,
+    seq_q,
+    seq_k,
+    scale_log2,
+    LAYOUT: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    EVEN_N: gl.constexpr,
+):
+    """(O of a tile before it is divided by its sum, then as `_begin` of the next tile)."""
+    scores = _score(q_tile, k_tile, LAYOUT)
+    acc = warpgroup_mma(weights, values, acc, is_async=True)
+    scores = warpgroup_mma_wait(1, deps=(scores,))
+    exps, row_max, row_sum = _begin(scores, start, visited, seq_q, seq_k, scale_log2, CAUSAL, EVEN_N)
+    acc = warpgroup_mma_wait(0, deps=(acc,))
+    return acc, exps, row_max, row_sum
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -213,84 +337,114 @@ def _compute(  # type: ignore[no-untyped-def]
     W: gl.constexpr,
     CAUSAL: gl.constexpr,
     EVEN_N: gl.constexpr,
-    PINGPONG: gl.constexpr,
-    SHARED_OUT: gl.constexpr,
+    STEEP: gl.constexpr,
+    PERSISTENT: gl.constexpr,
 ):
-    """A consumer: the W-th warpgroup, rows [64 W, 64 W + 64) of each tile."""
-    outputs, queries, rings, turn_bars, sizes, scale_log2 = arguments
+    """A consumer: the W-th warpgroup, rows [64 W, 64 W + 64) of each tile.
+
+    P V of a tile's last block runs beside Q K^T of the next tile's first. STEEP: the diagonal can cross two
+    blocks of a warpgroup, which it cannot where N_k - N_q is a multiple of 64. A loop that no tile enters
+    would still take registers from the others.
+    """
+    outputs, queries, rings, sizes, scale_log2 = arguments
     out_desc, lse, out_tiles = outputs
-    q_tiles, q_full, q_empty = queries
-    k_tiles, k_full, k_empty, v_tiles, v_full, v_empty = rings
-    heads, _group, tiles_m, total_heads, section, seq_q, seq_k = sizes
+    q_tiles, q_full, q_empty, numbers = queries
+    k_tiles, v_tiles, filled, emptied = rings
+    heads, _group, _tiles_m, _total_heads, _section, seq_q, seq_k = sizes
     STAGES: gl.constexpr = k_tiles.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.shape[3]
-    GROUPS: gl.constexpr = q_tiles.shape[0]
+    Q_STAGES: gl.constexpr = q_full.shape[0]
+    GROUPS: gl.constexpr = q_tiles.shape[0] // Q_STAGES
     WIDTH: gl.constexpr = q_tiles.shape[4]
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
-    my_turn = turn_bars.index(W)
-    next_turn = turn_bars.index((W + 1) % GROUPS)
-    q_tile = q_tiles.index(W).reshape([64, WIDTH])
+    turn = 0
     count = 0
-    turns = 0
-    for turn in range(_rounds(tiles_m * total_heads)):
-        head_all, block = _tile(turn, tiles_m, total_heads, section, CAUSAL)
-        start = block * (GROUPS * 64) + W * 64
-        hi = _blocks(block * (GROUPS * 64), GROUPS * 64, seq_q, seq_k, CAUSAL, BLOCK_N)
-        full = hi - 1  # blocks below the first one that need no mask
-        if CAUSAL:
-            full = gl.minimum(gl.maximum(start + seq_k - seq_q + 1, 0) // BLOCK_N, hi - 1)
 
+    mbarrier.wait(q_full.index(0), 0)
+    batch, head, block = _announced(numbers, 0)
+    start, skipped, visited, full = _extent(block, seq_q, seq_k, W, GROUPS, CAUSAL, BLOCK_N)
+    for _ in range(skipped):
+        mbarrier.wait(filled.index(0), 0)
+        mbarrier.arrive(emptied.index(0))
+        count += 1
+    mbarrier.wait(filled.index(count % STAGES), 0)
+    scores = _score(q_tiles.index(W).reshape([64, WIDTH]), k_tiles.index(count % STAGES), S_LAYOUT)
+    scores = warpgroup_mma_wait(0, deps=(scores,))
+    exps, row_max, row_sum = _begin(scores, start, visited, seq_q, seq_k, scale_log2, CAUSAL, EVEN_N)
+    weights = gl.convert_layout(exps.to(q_tiles.dtype), P_LAYOUT)
+    mbarrier.arrive(emptied.index(count % STAGES))
+    count += 1
+    acc = gl.zeros([64, WIDTH], gl.float32, O_LAYOUT)
+    while batch >= 0:
+        slot = turn % Q_STAGES
+        q_tile = q_tiles.index(slot * GROUPS + W).reshape([64, WIDTH])
+        more = visited - 1
+        if start >= seq_q:  # no row to compute: only let go of what is loaded
+            for _ in range(more):
+                mbarrier.wait(filled.index(count % STAGES), count // STAGES & 1)
+                mbarrier.arrive(emptied.index(count % STAGES))
+                count += 1
+            more = 0
+            full = 0
+        state = (acc, weights, row_max, row_sum, count)
+        if STEEP:
+            state = _steps(
+                state, more - full, visited - 1, start, q_tile, rings, seq_q, seq_k, scale_log2,
+                True, CAUSAL,
+            )  # fmt: skip
+        state = _steps(state, full, full, start, q_tile, rings, seq_q, seq_k, scale_log2, False, CAUSAL)
+        acc, weights, row_max, row_sum, count = state
+
+        seen = gl.where(row_sum == 0.0, 1.0, row_sum)
+        log_sum = (row_max + gl.log2(seen)) * 0.6931471805599453
+        rows = start + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))
+        gl.store(lse + (batch * heads + head).to(gl.int64) * seq_q + rows, log_sum, mask=rows < seq_q)
+        inverse = 1.0 / seen
+        my_batch = batch
+        my_head = head
+        first_row = start
+        values = v_tiles.index((count + STAGES - 1) % STAGES).reshape([BLOCK_N, WIDTH])
         stage = count % STAGES
         phase = count // STAGES & 1
-        mbarrier.wait(q_full, turn & 1)
-        mbarrier.wait(k_full.index(stage), phase)
-        scores = _score(q_tile, k_tiles.index(stage), S_LAYOUT)
-        scores = warpgroup_mma_wait(0, deps=(scores,))
-        mbarrier.arrive(k_empty.index(stage))
-        row = (hi - 1) * BLOCK_N
-        row_max = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
-        row_sum = gl.zeros([64], gl.float32, gl.SliceLayout(1, S_LAYOUT))
-        exps, _, row_max, row_sum = _softmax(
-            scores, row_max, row_sum, start + seq_k - seq_q - row, seq_k - row, scale_log2,
-            CAUSAL or not EVEN_N, CAUSAL,
-        )  # fmt: skip
-        weights = gl.convert_layout(exps.to(q_tile.dtype), P_LAYOUT)
-        acc = gl.zeros([64, WIDTH], gl.float32, O_LAYOUT)
-        mbarrier.wait(v_full.index(stage), phase)
-        count += 1
-        if CAUSAL:
-            acc, weights, row_max, row_sum, count, turns = _steps(
-                acc, weights, row_max, row_sum, count, turns, hi - 1 - full, hi - 1, start, q_tile, rings,
-                my_turn, next_turn, seq_q, seq_k, scale_log2, W == 0, True, CAUSAL, PINGPONG,
+        batch = -1  # one tile a program
+        if PERSISTENT:
+            mbarrier.arrive(q_empty.index(slot))
+            turn += 1
+            slot = turn % Q_STAGES
+            mbarrier.wait(q_full.index(slot), turn // Q_STAGES & 1)
+            # After the last tile too, of what lies there: that is one product for each program.
+            batch, head, block = _announced(numbers, slot)
+            start, skipped, visited, full = _extent(block, seq_q, seq_k, W, GROUPS, CAUSAL, BLOCK_N)
+            mbarrier.wait(filled.index(stage), phase)
+            ahead = count
+            if CAUSAL:
+                ahead = count + gl.where(batch >= 0, skipped, 0)
+                mbarrier.wait(filled.index(ahead % STAGES), ahead // STAGES & 1)
+            acc, exps, row_max, row_sum = _turn_over(
+                acc, weights, values, q_tiles.index(slot * GROUPS + W).reshape([64, WIDTH]),
+                k_tiles.index(ahead % STAGES), start, visited, seq_q, seq_k, scale_log2,
+                S_LAYOUT, CAUSAL, EVEN_N,
             )  # fmt: skip
-        acc, weights, row_max, row_sum, count, turns = _steps(
-            acc, weights, row_max, row_sum, count, turns, full, full, start, q_tile, rings,
-            my_turn, next_turn, seq_q, seq_k, scale_log2, W == 0, False, CAUSAL, PINGPONG,
-        )  # fmt: skip
-        if not SHARED_OUT:
-            mbarrier.arrive(q_empty)
+            weights = gl.convert_layout(exps.to(q_tiles.dtype), P_LAYOUT)
+            mbarrier.arrive(emptied.index(stage))
+            if CAUSAL:
+                mbarrier.arrive(emptied.index(ahead % STAGES), pred=ahead > count)
+            count = ahead
+        else:
+            mbarrier.wait(filled.index(stage), phase)
+            acc = warpgroup_mma(weights, values, acc, is_async=True)
+            acc = warpgroup_mma_wait(0, deps=(acc,))
+        count += 1
 
-        last = (count - 1) % STAGES
-        acc = warpgroup_mma(weights, v_tiles.index(last).reshape([BLOCK_N, WIDTH]), acc, is_async=True)
-        total = gl.where(row_sum == 0.0, 1.0, row_sum)
-        log_sum = (row_max + gl.log2(total)) * 0.6931471805599453
-        rows = start + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))
-        gl.store(lse + head_all.to(gl.int64) * seq_q + rows, log_sum, mask=rows < seq_q)
-        acc = warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(v_empty.index(last))
-        acc = acc * gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]
-
+        acc = acc * gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT))[:, None]
         out_tile = out_tiles.index(W)
-        if not SHARED_OUT:  # the store of the tile before may still read it
-            tma.store_wait(0)
-        out_tile.reshape([64, WIDTH]).store(acc.to(q_tile.dtype))
+        tma.store_wait(0)  # the store of the tile before may still read it
+        out_tile.reshape([64, WIDTH]).store(acc.to(q_tiles.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(out_desc, [head_all // heads, head_all % heads, start, 0], out_tile)
-        if SHARED_OUT:
-            tma.store_wait(0)
-            mbarrier.arrive(q_empty)
+        tma.async_copy_shared_to_global(out_desc, [my_batch, my_head, first_row, 0], out_tile)
+        acc = gl.zeros([64, WIDTH], gl.float32, O_LAYOUT)
     tma.store_wait(0)
 
 
@@ -312,6 +466,7 @@ def flash_hopper_forward(  # type: ignore[no-untyped-def]
     v_desc,
     out_desc,
     lse,
+    counter,
     heads,
     group,
     tiles_m,
@@ -322,44 +477,46 @@ def flash_hopper_forward(  # type: ignore[no-untyped-def]
     scale_log2,
     CAUSAL: gl.constexpr,
     EVEN_N: gl.constexpr,
-    PINGPONG: gl.constexpr,
-    SHARED_OUT: gl.constexpr,
+    STEEP: gl.constexpr,
+    PERSISTENT: gl.constexpr,
     WIDTH: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
+    Q_STAGES: gl.constexpr,
     GROUPS: gl.constexpr,
 ):
     """O = softmax(scale Q K^T) V and LSE = log sum exp(scale Q K^T).
 
     Traffic per head as `flash.flash_forward` states it, with BLOCK_M = 64 GROUPS: reads N_q d e + sum_i 2 c_i
     d e bytes, writes N_q d e + 4 N_q. One difference: c_i is at least one block of keys.
-    SHARED_OUT: O goes out through the shared memory of Q, for tiles that leave no room for its own.
+    At most as many programs as tiles; PERSISTENT ones take their next tile from `counter`, which is 0 before
+    and after. Without PERSISTENT, O of 256 columns goes out through the shared memory of Q.
     """
     dtype: gl.constexpr = q_desc.dtype
-    q_tiles = gl.allocate_shared_memory(dtype, [GROUPS, 1, 1, 64, WIDTH], q_desc.layout)
+    q_tiles = gl.allocate_shared_memory(dtype, [Q_STAGES * GROUPS, 1, 1, 64, WIDTH], q_desc.layout)
     k_tiles = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, WIDTH], k_desc.layout)
     v_tiles = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, WIDTH], v_desc.layout)
-    if SHARED_OUT:
-        out_tiles = q_tiles
-    else:
+    if PERSISTENT or WIDTH < 256:
         out_tiles = gl.allocate_shared_memory(dtype, [GROUPS, 1, 1, 64, WIDTH], out_desc.layout)
-    queries = (q_tiles, _barriers(1, 1).index(0), _barriers(1, GROUPS).index(0))
-    k_full, k_empty = _barriers(STAGES, 1), _barriers(STAGES, GROUPS)
-    v_full, v_empty = _barriers(STAGES, 1), _barriers(STAGES, GROUPS)
-    turn_bars = _barriers(GROUPS, 1)
+    else:
+        out_tiles = q_tiles
+    NUMBERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
+    numbers = gl.allocate_shared_memory(gl.int32, [3 * Q_STAGES, 1], NUMBERS)
+    # A tile of Q is there with its number (one arrival) and its bytes (the other).
+    queries = (q_tiles, _barriers(Q_STAGES, 2), _barriers(Q_STAGES, GROUPS), numbers)
+    rings = (k_tiles, v_tiles, _barriers(STAGES, 1), _barriers(STAGES, GROUPS))
     fence_async_shared()
 
     sources = (q_desc, k_desc, v_desc)
     outputs = (out_desc, lse, out_tiles)
-    rings = (k_tiles, k_full, k_empty, v_tiles, v_full, v_empty)
     sizes = (heads, group, tiles_m, total_heads, section, seq_q, seq_k)
-    compute = (outputs, queries, rings, turn_bars, sizes, scale_log2)
+    compute = (outputs, queries, rings, sizes, scale_log2)
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (_compute, (compute, 0, CAUSAL, EVEN_N, PINGPONG, SHARED_OUT)),
-                (_compute, (compute, 1, CAUSAL, EVEN_N, PINGPONG, SHARED_OUT)),
-                (_load, (sources, queries, rings, sizes, CAUSAL)),
+                (_compute, (compute, 0, CAUSAL, EVEN_N, STEEP, PERSISTENT)),
+                (_compute, (compute, 1, CAUSAL, EVEN_N, STEEP, PERSISTENT)),
+                (_load, (sources, queries, rings, counter, sizes, CAUSAL, PERSISTENT)),
             ],
             [4, 1],
             [240, 24],
@@ -367,10 +524,10 @@ def flash_hopper_forward(  # type: ignore[no-untyped-def]
     else:
         gl.warp_specialize(
             [
-                (_compute, (compute, 0, CAUSAL, EVEN_N, PINGPONG, SHARED_OUT)),
-                (_compute, (compute, 1, CAUSAL, EVEN_N, PINGPONG, SHARED_OUT)),
-                (_compute, (compute, 2, CAUSAL, EVEN_N, PINGPONG, SHARED_OUT)),
-                (_load, (sources, queries, rings, sizes, CAUSAL)),
+                (_compute, (compute, 0, CAUSAL, EVEN_N, STEEP, PERSISTENT)),
+                (_compute, (compute, 1, CAUSAL, EVEN_N, STEEP, PERSISTENT)),
+                (_compute, (compute, 2, CAUSAL, EVEN_N, STEEP, PERSISTENT)),
+                (_load, (sources, queries, rings, counter, sizes, CAUSAL, PERSISTENT)),
             ],
             [4, 4, 1],
             [160, 160, 24],
@@ -389,19 +546,16 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(O, LSE): O like q, LSE float32 [B, h, N_q]. No autograd. See `flash_hopper_forward` for the traffic.
 
-    Tiles go out head by head, which keeps one head's K and V in the L2. Causal ones, of unequal length, go
-    out the longest first, over as many heads at a time as share the L2.
+    Programs take tiles head by head, which keeps one head's K and V in the L2; causal ones, of unequal
+    length, the longest first, over as many heads at a time as share the L2.
     ValueError for what the kernel cannot serve: other than float16 and bfloat16, other GPUs than compute
     capability 9.0, layouts that TMA cannot address.
     """
-    shape = checked_shape(q, k, v)
-    _check_hopper(q)
-    check_served(q)
-    _check_layouts(q, k, v)
+    shape = served_shape(q, k, v)
     width = max(HOPPER_WIDTH, padded_width(shape.head_dim))
     tile = tile or hopper_tile(shape.head_dim, causal)
-    if tile.groups not in (2, 3) or tile.stages < 2:
-        raise ValueError(f"flash_hopper needs 2 or 3 warpgroups and at least 2 stages, got {tile}")
+    if tile.groups not in (2, 3) or tile.stages < 2 or tile.block_n < WARPGROUP_ROWS * (tile.groups - 1):
+        raise ValueError(f"flash_hopper needs 2 or 3 warpgroups, 2 stages or more, wide blocks, got {tile}")
     out = like_rows(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     tiles_m = triton.cdiv(shape.seq_q, WARPGROUP_ROWS * tile.groups)
@@ -410,12 +564,14 @@ def forward(
     if tile.persistent:
         programs = min(programs, torch.cuda.get_device_properties(q.device).multi_processor_count)
     with on_device(q):
+        counter = _counter(q.device) if tile.persistent else lse
         compiled = flash_hopper_forward[(programs,)](
             _descriptor(q, WARPGROUP_ROWS, width),
             _descriptor(k, tile.block_n, width),
             _descriptor(v, tile.block_n, width),
             _descriptor(out, WARPGROUP_ROWS, width),
             lse,
+            counter,
             shape.heads,
             shape.group,
             tiles_m,
@@ -426,11 +582,12 @@ def forward(
             softmax_scale(scale, shape.head_dim) * LOG2_E,
             CAUSAL=causal,
             EVEN_N=causal or shape.seq_k % tile.block_n == 0,
-            PINGPONG=tile.pingpong,
-            SHARED_OUT=width == 256,
+            STEEP=causal and (shape.seq_k - shape.seq_q) % WARPGROUP_ROWS != 0,
+            PERSISTENT=tile.persistent,
             WIDTH=width,
             BLOCK_N=tile.block_n,
             STAGES=tile.stages,
+            Q_STAGES=tile.q_stages,
             GROUPS=tile.groups,
             num_warps=4,
         )
@@ -438,17 +595,25 @@ def forward(
     return out, lse
 
 
-def _check_hopper(tensor: Tensor) -> None:
-    """ValueError, with the reason, on any device but one of compute capability 9.0."""
-    if tensor.device.type != "cuda":
-        raise ValueError(f"flash_hopper needs a GPU of compute capability 9.0, got {tensor.device}")
-    if (found := capability(tensor)) != (9, 0):
-        raise ValueError(f"flash_hopper needs compute capability 9.0 (wgmma), got {found[0]}.{found[1]}")
+#: (device, stream) -> the counter of its persistent programs, which is 0 between launches.
+_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def _check_layouts(*tensors: Tensor) -> None:
-    if not all(t.stride(-1) == 1 and can_describe(t) for t in tensors):
-        raise ValueError("flash_hopper loads by TMA: it needs 16-byte aligned bases and strides, none 0")
+def _counter(device: torch.device) -> Tensor:
+    """An int32 that is 0 on the current stream. Launches on other streams and graphs have others."""
+    if torch.cuda.is_current_stream_capturing():  # a graph may be replayed on any stream
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _COUNTERS:
+        _COUNTERS[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _COUNTERS[key]
+
+
+def served_shape(q: Tensor, k: Tensor, v: Tensor) -> Shape:
+    """The shape of a call that the kernels can serve; ValueError, with the reason, for any other."""
+    if (reason := refusal(q, k, v)) is not None:
+        raise ValueError(f"flash_hopper {reason}")
+    return checked_shape(q, k, v)
 
 
 def _section(shape: Shape, element_size: int) -> int:

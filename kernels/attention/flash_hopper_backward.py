@@ -3,7 +3,8 @@
 Shah, Bikshandi, Zhang, Thakkar, Ramani, Dao, "FlashAttention-3", arXiv 2407.08608, appendix B.1. One warp
 loads by TMA; two warpgroups compute, each for 64 keys (dK, dV) or 64 rows of Q (dQ) of its own. By default
 one kernel gives dK, dV and, with atomic additions in float32, dQ: five matrix products, and a sum whose order
-and last bits differ from run to run. `deterministic` takes two kernels and seven products instead.
+and last bits differ from run to run. Up to 64 columns a third warpgroup computes dQ, above the two that have
+dK and dV. `deterministic` takes two kernels and seven products instead.
 """
 
 from typing import Any, NamedTuple
@@ -19,16 +20,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
+    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .flash_hopper import _barriers, _check_hopper, _check_layouts, _descriptor
-from .shape import Shape, checked_shape, softmax_scale
+from .flash_hopper import _barriers, _descriptor, served_shape
+from .shape import Shape, softmax_scale
 from .tile_io import (
     LOG2_E,
     can_describe,
-    check_served,
     like_rows,
     load_rows,
     note_use,
@@ -80,7 +81,7 @@ def flash_hopper_statistics(  # type: ignore[no-untyped-def]
     LSE +inf, hence P = 0, for rows beyond N_q and for rows that saw no key. Traffic per head: reads
     2 N_q d e + 4 N_q bytes, writes 8 padded bytes.
     """
-    program = tl.program_id(0)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # what is read last, of dO, is read first afterwards
     start = program % tiles_m * BLOCK_M
     head_all = program // tiles_m
     out_tile = load_rows(
@@ -122,7 +123,7 @@ def _load_queries(sources, fixed, ring, sizes, CAUSAL: gl.constexpr):  # type: i
     """The producer of the dK/dV kernel: K and V once, then Q with LSE and dO with D of the blocks of rows."""
     q_desc, g_desc, k_desc, v_desc, lse_desc, delta_desc = sources
     k_tiles, v_tiles, kv_full = fixed
-    q_tiles, lse_tiles, q_full, q_empty, g_tiles, delta_tiles, g_full, g_empty = ring
+    q_tiles, lse_tiles, g_tiles, delta_tiles, full_bars, empty_bars = ring
     kv_heads, group, tiles_n, tiles_m, padded, seq_q, seq_k = sizes
     STAGES: gl.constexpr = q_tiles.shape[0]
     BLOCK_M: gl.constexpr = q_tiles.shape[3]
@@ -144,15 +145,11 @@ def _load_queries(sources, fixed, ring, sizes, CAUSAL: gl.constexpr):  # type: i
         for block in range(first, tiles_m):
             row = block * BLOCK_M
             stage = count % STAGES
-            free = (count // STAGES & 1) ^ 1
-            full = q_full.index(stage)
-            mbarrier.wait(q_empty.index(stage), free)
-            mbarrier.expect(full, q_desc.block_type.nbytes + BLOCK_M * 4)
+            full = full_bars.index(stage)
+            mbarrier.wait(empty_bars.index(stage), (count // STAGES & 1) ^ 1)
+            mbarrier.expect(full, 2 * q_desc.block_type.nbytes + BLOCK_M * 8)
             tma.async_copy_global_to_shared(q_desc, [batch, head, row, 0], full, q_tiles.index(stage))
             tma.async_copy_global_to_shared(lse_desc, [statistics + row], full, lse_tiles.index(stage))
-            full = g_full.index(stage)
-            mbarrier.wait(g_empty.index(stage), free)
-            mbarrier.expect(full, g_desc.block_type.nbytes + BLOCK_M * 4)
             tma.async_copy_global_to_shared(g_desc, [batch, head, row, 0], full, g_tiles.index(stage))
             tma.async_copy_global_to_shared(delta_desc, [statistics + row], full, delta_tiles.index(stage))
             count += 1
@@ -184,41 +181,55 @@ def _steps(  # type: ignore[no-untyped-def]
     W: gl.constexpr,
     MASKED: gl.constexpr,
     CAUSAL: gl.constexpr,
-    FUSED: gl.constexpr,
-    EARLY: gl.constexpr,
+    DQ: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):
     """The blocks of rows [lo, hi) of one query head. All but dQ is transposed: [keys, rows].
 
-    EARLY: P^T dO starts before dS is computed, at the price of the registers of one more P^T.
+    Where dQ is computed apart there are registers for K and V, which then are not read for each block.
+    AHEAD: dS^T Q of a block goes on while the next one begins. dS^T then comes from shared memory: with it in
+    registers, ptxas makes all products wait for one another.
     """
     fixed, ring, exchange, sizes, scale_log2 = arguments
     k_tiles, v_tiles, _kv_full = fixed
-    q_tiles, lse_tiles, q_full, q_empty, g_tiles, delta_tiles, g_full, g_empty = ring
+    q_tiles, lse_tiles, g_tiles, delta_tiles, full_bars, empty_bars = ring
     dq_sum, ds_tiles, ds_full, ds_empty = exchange
     _kv_heads, _group, _tiles_n, _tiles_m, _padded, seq_q, seq_k = sizes
     STAGES: gl.constexpr = q_tiles.shape[0]
     BLOCK_M: gl.constexpr = q_tiles.shape[3]
     WIDTH: gl.constexpr = q_tiles.shape[4]
+    DS_STAGES: gl.constexpr = ds_tiles.shape[0] // 2
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_M, 16])
     DQ_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
+    ACC_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, ACC_LAYOUT, 2)
     ROW: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
+    KEPT: gl.constexpr = gl.DotOperandLayout(0, S_LAYOUT, 2)
+    if DQ == "apart":
+        k_left = k_tiles.index(W).reshape([64, WIDTH]).load(KEPT)
+        v_left = v_tiles.index(W).reshape([64, WIDTH]).load(KEPT)
+    if AHEAD:
+        dk = warpgroup_mma_init(dk)
     for block in range(lo, hi):
         # 0, but the compiler does not know it, else it keeps dozens of loop-invariant addresses and spills.
         zero_index = count >> 30
-        k_tile = k_tiles.index(zero_index + W).reshape([64, WIDTH])
-        v_tile = v_tiles.index(zero_index + W).reshape([64, WIDTH])
+        if DQ != "apart":
+            k_left = k_tiles.index(zero_index + W).reshape([64, WIDTH])
+            v_left = v_tiles.index(zero_index + W).reshape([64, WIDTH])
         stage = count % STAGES
         phase = count // STAGES & 1
         q_tile = q_tiles.index(stage).reshape([BLOCK_M, WIDTH])
         g_tile = g_tiles.index(stage).reshape([BLOCK_M, WIDTH])
         zero = gl.zeros([64, BLOCK_M], gl.float32, S_LAYOUT)
-        mbarrier.wait(q_full.index(stage), phase)
-        scores = warpgroup_mma(k_tile, q_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
-        mbarrier.wait(g_full.index(stage), phase)
-        d_weights = warpgroup_mma(v_tile, g_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
+        mbarrier.wait(full_bars.index(stage), phase)
+        scores = warpgroup_mma(k_left, q_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
+        d_weights = warpgroup_mma(v_left, g_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
         log_sum = lse_tiles.index(stage).load(ROW)
-        scores = warpgroup_mma_wait(1, deps=(scores,))
+        if AHEAD:
+            scores, dk = warpgroup_mma_wait(1, deps=(scores, dk))
+            mbarrier.arrive(empty_bars.index((count + STAGES - 1) % STAGES), pred=count > 0)
+        else:
+            scores = warpgroup_mma_wait(1, deps=(scores,))
         weights = gl.exp2(scores * scale_log2 - log_sum[None, :])
         if MASKED:
             keys = gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT)) + (start_n + W * 64)
@@ -227,46 +238,85 @@ def _steps(  # type: ignore[no-untyped-def]
                 weights = gl.where(keys[:, None] <= rows[None, :], weights, 0.0)
             else:
                 weights = gl.where((keys < seq_k)[:, None], weights, 0.0)
-        if EARLY:
-            left = gl.convert_layout(weights.to(q_tile.dtype), LEFT)
-            dv = warpgroup_mma(left, g_tile, dv, is_async=True)
+        # Is over. It keeps ptxas from moving the exponentials behind the wait for the product.
+        mbarrier.wait(full_bars.index(stage), phase)
+        if DQ == "apart":  # there are registers for it
             row_delta = delta_tiles.index(stage).load(ROW)
-            d_weights = warpgroup_mma_wait(1, deps=(d_weights,))
-        else:
-            # Is over. It keeps ptxas from moving the exponentials behind the wait for the product.
-            mbarrier.wait(g_full.index(stage), phase)
-            d_weights = warpgroup_mma_wait(0, deps=(d_weights,))
+        d_weights = warpgroup_mma_wait(0, deps=(d_weights,))
+        if DQ != "apart":
             row_delta = delta_tiles.index(stage).load(ROW)
-            left = gl.convert_layout(weights.to(q_tile.dtype), LEFT)
+        left = gl.convert_layout(weights.to(q_tile.dtype), LEFT)
         d_scores = (weights * (d_weights - row_delta[None, :])).to(q_tile.dtype)
-        if not EARLY:
-            dv = warpgroup_mma(left, g_tile, dv, is_async=True)
-        if FUSED:
-            mbarrier.wait(ds_empty, (count & 1) ^ 1)
-            ds_tiles.index(W).store(d_scores)
+        dv = warpgroup_mma(left, g_tile, dv, is_async=True)
+        if DQ != "none":
+            ds_stage = count % DS_STAGES
+            ds_phase = count // DS_STAGES & 1
+            mbarrier.wait(ds_empty.index(ds_stage), ds_phase ^ 1)
+            ds_tiles.index(ds_stage * 2 + W).store(d_scores)
             fence_async_shared()
-            mbarrier.arrive(ds_full)
-            mbarrier.wait(ds_full, count & 1)
+            mbarrier.arrive(ds_full.index(ds_stage))
+        if DQ == "shared":
+            mbarrier.wait(ds_full.index(ds_stage), ds_phase)
             dq = gl.zeros([64, 64], gl.float32, DQ_LAYOUT)
             for w in gl.static_range(2):
                 ds_tile = ds_tiles.index(zero_index + w)
-                keys_tile = k_tiles.index(zero_index + w).reshape([64, WIDTH])
-                if BLOCK_M == 128:
-                    ds_tile = ds_tile.slice(64 * W, 64, dim=1)
-                else:
-                    keys_tile = keys_tile.slice(64 * W, 64, dim=1)
+                keys_tile = k_tiles.index(zero_index + w).reshape([64, WIDTH]).slice(64 * W, 64, dim=1)
                 dq = warpgroup_mma(ds_tile.permute((1, 0)), keys_tile, dq, use_acc=w > 0, is_async=True)
-        dk = warpgroup_mma(gl.convert_layout(d_scores, LEFT), q_tile, dk, is_async=True)
-        dv = warpgroup_mma_wait(3 if FUSED else 1, deps=(dv,))
-        mbarrier.arrive(g_empty.index(stage))
-        if FUSED:
+        if AHEAD:
+            dk = warpgroup_mma(ds_tiles.index(ds_stage * 2 + W), q_tile, dk, is_async=True)
+        else:
+            dk = warpgroup_mma(gl.convert_layout(d_scores, LEFT), q_tile, dk, is_async=True)
+        if DQ == "shared":
             dq = warpgroup_mma_wait(1, deps=(dq,))
-            mbarrier.arrive(ds_empty)
+            mbarrier.arrive(ds_empty.index(ds_stage))
             _add_dq(dq_sum, first_part + block * 2 + W, dq)
-        dk = warpgroup_mma_wait(0, deps=(dk,))
-        mbarrier.arrive(q_empty.index(stage))
+        if AHEAD:
+            dv = warpgroup_mma_wait(1, deps=(dv,))
+        else:
+            dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
+            mbarrier.arrive(empty_bars.index(stage))
         count += 1
+    if AHEAD:
+        dk = warpgroup_mma_wait(0, deps=(dk,))
     return dk, dv, count
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _pass_over(  # type: ignore[no-untyped-def]
+    count, block, first_part, arguments, DQ: gl.constexpr, AHEAD: gl.constexpr
+):
+    """A block of 64 rows of which none sees a key of the second warpgroup: all that has is dS = 0 for dQ."""
+    fixed, ring, exchange, _sizes, _scale_log2 = arguments
+    k_tiles, _v_tiles, _kv_full = fixed
+    q_tiles, _lse_tiles, _g_tiles, _delta_tiles, full_bars, empty_bars = ring
+    dq_sum, ds_tiles, ds_full, ds_empty = exchange
+    STAGES: gl.constexpr = q_tiles.shape[0]
+    DS_STAGES: gl.constexpr = ds_tiles.shape[0] // 2
+    WIDTH: gl.constexpr = q_tiles.shape[4]
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    stage = count % STAGES
+    # It is loaded, so all gave its buffer back: an arrival now is counted for this block.
+    mbarrier.wait(full_bars.index(stage), count // STAGES & 1)
+    if DQ != "none":
+        ds_stage = count % DS_STAGES
+        ds_phase = count // DS_STAGES & 1
+        mbarrier.wait(ds_empty.index(ds_stage), ds_phase ^ 1)
+        ds_tiles.index(ds_stage * 2 + 1).store(gl.zeros([64, 64], q_tiles.dtype, LAYOUT))
+        fence_async_shared()
+        mbarrier.arrive(ds_full.index(ds_stage))
+    if DQ == "shared":
+        mbarrier.wait(ds_full.index(ds_stage), ds_phase)
+        ds_tile = ds_tiles.index(0).permute((1, 0))
+        keys_tile = k_tiles.index(0).reshape([64, WIDTH]).slice(64, 64, dim=1)
+        dq = gl.zeros([64, 64], gl.float32, LAYOUT)
+        dq = warpgroup_mma(ds_tile, keys_tile, dq, use_acc=False, is_async=True)
+        dq = warpgroup_mma_wait(0, deps=(dq,))
+        mbarrier.arrive(ds_empty.index(ds_stage))
+        _add_dq(dq_sum, first_part + block * 2 + 1, dq)
+    if AHEAD:
+        mbarrier.arrive(empty_bars.index((count + STAGES - 1) % STAGES), pred=count > 0)
+    else:
+        mbarrier.arrive(empty_bars.index(stage))
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -277,8 +327,8 @@ def _compute_keys(  # type: ignore[no-untyped-def]
     W: gl.constexpr,
     CAUSAL: gl.constexpr,
     EVEN_N: gl.constexpr,
-    FUSED: gl.constexpr,
-    EARLY: gl.constexpr,
+    DQ: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):
     """A consumer of the dK/dV kernel: the W-th warpgroup, keys [64 W, 64 W + 64) of the program's 128."""
     fixed, ring, exchange, sizes, _scale_log2 = arguments
@@ -287,6 +337,7 @@ def _compute_keys(  # type: ignore[no-untyped-def]
     kv_heads, group, tiles_n, tiles_m, _padded, seq_q, seq_k = sizes
     BLOCK_M: gl.constexpr = ring[0].shape[3]
     WIDTH: gl.constexpr = k_tiles.shape[4]
+    DS_STAGES: gl.constexpr = exchange[1].shape[0] // 2
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     place = gl.program_id(0)
     start_n = place % tiles_n * 128
@@ -298,15 +349,25 @@ def _compute_keys(  # type: ignore[no-untyped-def]
     mbarrier.wait(kv_full, 0)
     for member in range(group):
         first_part = (kv_head_all * group + member) * tiles_m * 2
+        lo = first
+        if CAUSAL and W == 1 and BLOCK_M == 64:
+            last_row = lo * 64 + 63 + (seq_k - seq_q)
+            if (lo < tiles_m) & (last_row < start_n + 64):
+                _pass_over(count, lo, first_part, arguments, DQ, AHEAD)
+                count += 1
+                lo += 1
         if CAUSAL or not EVEN_N:
             dk, dv, count = _steps(
-                dk, dv, count, first, full, first_part, start_n, arguments, W, True, CAUSAL, FUSED, EARLY
-            )
+                dk, dv, count, lo, full, first_part, start_n, arguments,
+                W, True, CAUSAL, DQ, AHEAD,
+            )  # fmt: skip
         dk, dv, count = _steps(
-            dk, dv, count, full, tiles_m, first_part, start_n, arguments, W, False, CAUSAL, FUSED, EARLY
-        )
-    if FUSED:  # the other warpgroup reads this one's K for its part of dQ
-        mbarrier.wait(exchange[3], (count & 1) ^ 1)
+            dk, dv, count, full, tiles_m, first_part, start_n, arguments,
+            W, False, CAUSAL, DQ, AHEAD,
+        )  # fmt: skip
+    if DQ != "none":  # another warpgroup reads this one's K for its part of dQ
+        last = count + DS_STAGES - 1
+        mbarrier.wait(exchange[3].index(last % DS_STAGES), (last // DS_STAGES & 1) ^ 1)
     k_tile = k_tiles.index(W)
     v_tile = v_tiles.index(W)
     k_tile.reshape([64, WIDTH]).store((dk * scale).to(k_tile.dtype))
@@ -316,6 +377,38 @@ def _compute_keys(  # type: ignore[no-untyped-def]
     tma.async_copy_shared_to_global(dk_desc, where, k_tile)
     tma.async_copy_shared_to_global(dv_desc, where, v_tile)
     tma.store_wait(0)
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _compute_dq(arguments, CAUSAL: gl.constexpr):  # type: ignore[no-untyped-def]
+    """A warpgroup for dQ alone: dS K of 64 rows at a time, from what the other two wrote of dS."""
+    fixed, ring, exchange, sizes, _scale_log2 = arguments
+    k_tiles, _v_tiles, kv_full = fixed
+    dq_sum, ds_tiles, ds_full, ds_empty = exchange
+    _kv_heads, group, tiles_n, tiles_m, padded, seq_q, seq_k = sizes
+    BLOCK_M: gl.constexpr = ring[0].shape[3]
+    DS_STAGES: gl.constexpr = ds_tiles.shape[0] // 2
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    place = gl.program_id(0)
+    start_n = place % tiles_n * 128
+    kv_head_all = place // tiles_n
+    first, _ = _rows_seen(start_n, tiles_m, seq_q, seq_k, CAUSAL, BLOCK_M)
+    count = 0
+    mbarrier.wait(kv_full, 0)
+    for member in range(group):
+        first_part = (kv_head_all * group + member) * (padded // 64)
+        for block in range(first, tiles_m):
+            stage = count % DS_STAGES
+            mbarrier.wait(ds_full.index(stage), count // DS_STAGES & 1)
+            dq = gl.zeros([64, 64], gl.float32, LAYOUT)
+            for w in gl.static_range(2):
+                ds_tile = ds_tiles.index(stage * 2 + w).permute((1, 0))
+                keys_tile = k_tiles.index(w).reshape([64, 64])
+                dq = warpgroup_mma(ds_tile, keys_tile, dq, use_acc=w > 0, is_async=True)
+            dq = warpgroup_mma_wait(0, deps=(dq,))
+            mbarrier.arrive(ds_empty.index(stage))
+            _add_dq(dq_sum, first_part + block, dq)
+            count += 1
 
 
 @gluon.jit(  # type: ignore[untyped-decorator]
@@ -342,16 +435,17 @@ def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     scale_log2,
     CAUSAL: gl.constexpr,
     EVEN_N: gl.constexpr,
-    FUSED: gl.constexpr,
-    EARLY: gl.constexpr,
+    DQ: gl.constexpr,
+    AHEAD: gl.constexpr,
     WIDTH: gl.constexpr,
     BLOCK_M: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     """dV = P^T dO and dK = scale dS^T Q for 128 keys of one key/value head, over its g query heads.
 
-    FUSED: also adds dS K to dq_sum. Traffic per key/value head as `flash_backward.flash_dkdv` states it, with
-    BLOCK_N = 128; FUSED also adds to g sum_j r_j 4 WIDTH bytes, r_j rounded up to whole blocks.
+    DQ: "none"; "shared", also adds dS K to dq_sum, 64 of 128 columns by each warpgroup; "apart", all 64
+    columns by a third warpgroup. Traffic per key/value head as `flash_backward.flash_dkdv` states it, with
+    BLOCK_N = 128; with dQ also adds to g sum_j r_j 4 WIDTH bytes, r_j rounded up to whole blocks.
     """
     dtype: gl.constexpr = q_desc.dtype
     k_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, WIDTH], k_desc.layout)
@@ -361,29 +455,42 @@ def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     lse_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], lse_desc.layout)
     delta_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], delta_desc.layout)
     fixed = (k_tiles, v_tiles, _barriers(1, 1).index(0))
-    ring = (
-        q_tiles, lse_tiles, _barriers(STAGES, 1), _barriers(STAGES, 2),
-        g_tiles, delta_tiles, _barriers(STAGES, 1), _barriers(STAGES, 2),
-    )  # fmt: skip
+    ring = (q_tiles, lse_tiles, g_tiles, delta_tiles, _barriers(STAGES, 1), _barriers(STAGES, 2))
+    # Two, so that those that make dS can be a block ahead of the one that reads it.
+    DS_STAGES: gl.constexpr = 2 if DQ == "apart" else 1
+    DS_READERS: gl.constexpr = 1 if DQ == "apart" else 2
     ds_tiles = k_tiles
-    if FUSED:
-        ds_tiles = gl.allocate_shared_memory(dtype, [2, 64, BLOCK_M], gl.NVMMASharedLayout(128, 16, rank=2))
-    exchange = (dq_sum, ds_tiles, _barriers(1, 2).index(0), _barriers(1, 2).index(0))
+    if DQ != "none":
+        ds_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+        ds_tiles = gl.allocate_shared_memory(dtype, [2 * DS_STAGES, 64, BLOCK_M], ds_layout)
+    exchange = (dq_sum, ds_tiles, _barriers(DS_STAGES, 2), _barriers(DS_STAGES, DS_READERS))
     fence_async_shared()
 
     sources = (q_desc, g_desc, k_desc, v_desc, lse_desc, delta_desc)
     sizes = (kv_heads, group, tiles_n, tiles_m, padded, seq_q, seq_k)
     arguments = (fixed, ring, exchange, sizes, scale_log2)
     outputs = (dk_desc, dv_desc)
-    gl.warp_specialize(
-        [
-            (_compute_keys, (arguments, outputs, scale, 0, CAUSAL, EVEN_N, FUSED, EARLY)),
-            (_compute_keys, (arguments, outputs, scale, 1, CAUSAL, EVEN_N, FUSED, EARLY)),
-            (_load_queries, (sources, fixed, ring, sizes, CAUSAL)),
-        ],
-        [4, 1],
-        [240, 24],
-    )
+    if DQ == "apart":
+        gl.warp_specialize(
+            [
+                (_compute_keys, (arguments, outputs, scale, 0, CAUSAL, EVEN_N, DQ, AHEAD)),
+                (_compute_keys, (arguments, outputs, scale, 1, CAUSAL, EVEN_N, DQ, AHEAD)),
+                (_compute_dq, (arguments, CAUSAL)),
+                (_load_queries, (sources, fixed, ring, sizes, CAUSAL)),
+            ],
+            [4, 4, 1],
+            [208, 72, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_compute_keys, (arguments, outputs, scale, 0, CAUSAL, EVEN_N, DQ, AHEAD)),
+                (_compute_keys, (arguments, outputs, scale, 1, CAUSAL, EVEN_N, DQ, AHEAD)),
+                (_load_queries, (sources, fixed, ring, sizes, CAUSAL)),
+            ],
+            [4, 1],
+            [240, 24],
+        )
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -593,7 +700,7 @@ def flash_hopper_dq_from_sum(  # type: ignore[no-untyped-def]
 
     Traffic per head, w = 8192 / BLOCK_M columns: reads 4 w BLOCK_M ceil(N_q / BLOCK_M), writes N_q d e bytes.
     """
-    program = tl.program_id(0)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was added to last is still in L2
     head_all = program // tiles_m
     start = program % tiles_m * BLOCK_M
     for w in tl.static_range(2):
@@ -649,31 +756,46 @@ def backward(
     is fixed only if `deterministic`. ValueError for what the kernels cannot serve: as `flash_hopper.forward`,
     and head dims above 128.
     """
-    shape = checked_shape(q, k, v)
-    _check_hopper(q)
-    check_served(q)
+    shape = served_shape(q, k, v)
     if shape.head_dim > 128:
         raise ValueError(f"flash_hopper's backward serves head dims up to 128, got {shape.head_dim}")
-    _check_layouts(q, k, v)
     width = max(HOPPER_WIDTH, padded_width(shape.head_dim))
-    tile = tile or hopper_backward_tile(shape.head_dim, deterministic)
-    if not deterministic and tile.block_m * width != HOPPER_SUM_TILE:
-        raise ValueError(
-            f"block_m * {width} must be {HOPPER_SUM_TILE}, or the call deterministic: got {tile}"
-        )
-    if not (dout.stride(-1) == 1 and can_describe(dout)):
-        dout = dout.contiguous()
+    tile = tile or hopper_backward_tile(shape.head_dim, causal, deterministic)
+    _check_tile(tile, width, deterministic)
+    dout = _addressable(dout)
     factor = softmax_scale(scale, shape.head_dim)
+    dq_sum = None
+    if not deterministic:
+        total = shape.batch * shape.heads * triton.cdiv(shape.seq_q, HOPPER_SUM_TILE // width)
+        dq_sum = torch.zeros((total, HOPPER_SUM_TILE), dtype=torch.float32, device=q.device)
     log_sums, delta = statistics(out, dout, lse, uses=uses)
     call = _Call(q, k, v, dout, log_sums, delta, shape, causal, factor, tile, width, uses)
-    if deterministic:
-        dk, dv = _dkdv(call, None)
-        return _dq(call), dk, dv
-    tiles_m = triton.cdiv(shape.seq_q, tile.block_m)
-    total = shape.batch * shape.heads * tiles_m
-    dq_sum = torch.zeros((total, HOPPER_SUM_TILE), dtype=torch.float32, device=q.device)
     dk, dv = _dkdv(call, dq_sum)
-    return _dq_from_sum(call, dq_sum), dk, dv
+    return _dq(call) if dq_sum is None else _dq_from_sum(call, dq_sum), dk, dv
+
+
+def _check_tile(tile: HopperBackwardTile, width: int, deterministic: bool) -> None:
+    """ValueError for what the kernels cannot compute with."""
+    wrong = None
+    if deterministic:
+        if tile.apart or tile.ahead:
+            wrong = "only a call that is not deterministic has dQ apart or a block ahead"
+    elif tile.block_m != 64 or tile.apart != (width == 64):
+        wrong = "dQ is added 64 rows at a time, apart up to 64 columns and not above"
+    elif tile.ahead and (tile.apart or tile.stages < 2):
+        wrong = "a block ahead takes two stages, and dQ not apart"
+    if wrong:
+        raise ValueError(f"{wrong}: got {tile} for {width} columns")
+
+
+def _addressable(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a dense copy where TMA cannot address it: the gradient of a sum has strides of 0.
+
+    A copy even of a dense tensor, which `contiguous` would return, if its base is not aligned.
+    """
+    if tensor.stride(-1) == 1 and can_describe(tensor):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def statistics(
@@ -733,8 +855,8 @@ def _dkdv(call: _Call, dq_sum: Tensor | None) -> tuple[Tensor, Tensor]:
             call.factor * LOG2_E,
             CAUSAL=call.causal,
             EVEN_N=shape.seq_k % HOPPER_FIXED_ROWS == 0,
-            FUSED=dq_sum is not None,
-            EARLY=tile.early,
+            DQ="none" if dq_sum is None else "apart" if tile.apart else "shared",
+            AHEAD=tile.ahead,
             WIDTH=width,
             BLOCK_M=tile.block_m,
             STAGES=tile.stages,
@@ -777,7 +899,7 @@ def _dq(call: _Call) -> Tensor:
 
 
 def _dq_from_sum(call: _Call, dq_sum: Tensor) -> Tensor:
-    shape, block_m = call.shape, call.tile.block_m
+    shape, block_m = call.shape, HOPPER_SUM_TILE // call.width
     dq = like_rows(call.q)
     with on_device(dq):
         compiled = flash_hopper_dq_from_sum[(dq_sum.shape[0],)](

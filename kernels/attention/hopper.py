@@ -5,6 +5,7 @@ The forward kernel is that of `flash_hopper`, the backward ones those of `flash_
 imported by the first call.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,8 +14,43 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import flash_backward
+from .shape import checked_shape
+from .tile_io import DTYPES, can_describe, capability, interpreted
 from .tiles import WIDEST_HOPPER_BACKWARD
 from .use import KernelUse
+
+
+def refusal(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why flash_hopper cannot serve the call, forward or backward ("needs ..."); None where it can.
+
+    ValueError for what is no attention call. It launches nothing.
+    """
+    head_dim = checked_shape(q, k, v).head_dim
+    if q.device.type != "cuda":
+        return f"needs a GPU of compute capability 9.0, got {q.device}"
+    if (found := capability(q)) != (9, 0):
+        return f"needs compute capability 9.0 (wgmma), got {found[0]}.{found[1]}"
+    if (reason := _without_gluon()) is not None:
+        return reason
+    if q.dtype not in DTYPES:
+        return f"serves float16 and bfloat16, got {q.dtype}"
+    if not 16 <= head_dim <= 256 or head_dim % 8:
+        return f"serves head dims 16 to 256 in steps of 8, got {head_dim}"
+    if not all(t.stride(-1) == 1 and can_describe(t) for t in (q, k, v)):
+        return "loads by TMA and needs 16-byte aligned bases and strides, none 0"
+    return None
+
+
+@cache
+def _without_gluon() -> str | None:
+    """Why this Triton cannot compile Gluon; None where it can."""
+    if interpreted():
+        return "is in Gluon, which Triton's interpreter cannot execute"
+    try:
+        from . import flash_hopper  # noqa: F401
+    except ImportError as error:
+        return f"needs Gluon, of Triton 3.6 or newer, got {triton.__version__}: {error}"
+    return None
 
 
 def forward(
@@ -27,11 +63,10 @@ def forward(
     uses: list[KernelUse] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(O, LSE) by `flash_hopper.forward`; ValueError also where Triton has no Gluon."""
-    try:
-        from . import flash_hopper
-    except ImportError as error:
-        found = triton.__version__
-        raise ValueError(f"flash_hopper needs Gluon, of Triton 3.6 or newer, got {found}: {error}") from error
+    if (reason := _without_gluon()) is not None:
+        raise ValueError(f"flash_hopper {reason}")
+    from . import flash_hopper
+
     return flash_hopper.forward(q, k, v, causal, scale, uses=uses)
 
 

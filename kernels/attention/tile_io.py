@@ -98,11 +98,11 @@ def check_served(q: Tensor) -> None:
         raise ValueError(f"flash serves float16 and bfloat16, got {q.dtype}")
     if not 16 <= head_dim <= 256 or head_dim % 8:
         raise ValueError(f"flash serves head dims 16 to 256 in steps of 8, got {head_dim}")
-    if q.device.type != "cuda" and not _interpreted():
+    if q.device.type != "cuda" and not interpreted():
         raise ValueError(f"flash needs a CUDA device (or TRITON_INTERPRET=1), got {q.device}")
     if capability(q) < (8, 0):
         raise ValueError(f"flash needs compute capability 8.0 (matrix instructions), got {capability(q)}")
-    if _interpreted() and q.dtype == torch.bfloat16:
+    if interpreted() and q.dtype == torch.bfloat16:
         raise ValueError("Triton's interpreter multiplies bfloat16 bits as integers: take float16")
 
 
@@ -174,5 +174,6 @@ def note_use(uses: list[KernelUse] | None, kernel: str, tile: Tile, compiled: An
     uses.append(KernelUse(kernel, *tile, shared, registers, spills))
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter."""
     return not isinstance(load_rows, triton.JITFunction)

@@ -23,14 +23,14 @@ class Tile(NamedTuple):
 class HopperTile(NamedTuple):
     """`groups` warpgroups of 64 rows of Q each, `block_n` rows of K/V, `stages` of those in shared memory.
 
-    `pingpong`: the warpgroups take turns at issuing matrix products. `persistent`: one program per
-    multiprocessor computes many tiles, else each program computes one.
+    `persistent`: one program per multiprocessor takes tiles until there are none left, with `q_stages` tiles
+    of Q in shared memory, else each program computes one.
     """
 
     groups: int
     block_n: int
     stages: int
-    pingpong: bool = False
+    q_stages: int = 1
     persistent: bool = False
 
     @property
@@ -42,20 +42,23 @@ class HopperTile(NamedTuple):
 class HopperBackwardTile(NamedTuple):
     """`block_m` rows of Q and dO in one of `stages` (dK, dV), `block_n` keys in one of `stages_n` (dQ).
 
-    Without `deterministic`, block_m * padded head dim must be 8192: the two warpgroups share a tile of dQ,
-    64 x 64 each. `early`: P^T dO starts before dS is computed, for the registers of one more P^T.
+    Without `deterministic`, block_m is 64. Head dims up to 64 are `apart`: a third warpgroup computes dQ, and
+    K and V stay in registers of the others. Above, two share dQ, 64 columns each, and the tile may be
+    `ahead`: dS^T Q goes on while the next block begins.
     """
 
     block_m: int
     stages: int
     block_n: int
     stages_n: int
-    early: bool = False
+    apart: bool = False
+    ahead: bool = False
 
     @property
     def held(self) -> Tile:
-        """Rows and warps of a whole program of the dK/dV kernel: two warpgroups, and one whose warp loads."""
-        return Tile(self.block_m, HOPPER_FIXED_ROWS, HOPPER_BACKWARD_WARPS, self.stages)
+        """Rows and warps of a whole program of the dK/dV kernel; all but one warpgroup compute."""
+        warps = HOPPER_BACKWARD_WARPS + (4 if self.apart else 0)
+        return Tile(self.block_m, HOPPER_FIXED_ROWS, warps, self.stages)
 
 
 class _Row(NamedTuple):
@@ -136,12 +139,12 @@ WARPGROUP_ROWS = 64
 #: Columns of the narrowest tile of the Hopper kernel: a row of 128 bytes, which is what its swizzle takes.
 HOPPER_WIDTH = 64
 #: Bytes of K and V that causal tiles in flight of the Hopper kernel may read between them.
-KV_IN_L2 = 32 * 2**20
-#: The Hopper forward kernel by head dim: (all keys, causal). The fastest of those that `benchmarks/hopper.py`
-#: has, on an H200; that of 256 was not timed.
+KV_IN_L2 = 16 * 2**20
+#: The Hopper forward kernel by head dim: (all keys, causal). The fastest of those that
+#: `benchmarks/attention_cases.py` has, on an H200; that of 256 was not timed.
 _HOPPER = {
-    64: (HopperTile(3, 128, 2, persistent=True), HopperTile(3, 128, 2, persistent=True)),
-    128: (HopperTile(2, 128, 2, persistent=True), HopperTile(2, 128, 2)),
+    64: (HopperTile(3, 128, 2, 2, persistent=True), HopperTile(3, 128, 3, 2, persistent=True)),
+    128: (HopperTile(2, 128, 2, 2, persistent=True), HopperTile(2, 128, 2, 2, persistent=True)),
     256: (HopperTile(2, 64, 2), HopperTile(2, 64, 2)),
 }
 
@@ -153,13 +156,21 @@ HOPPER_FIXED_ROWS = 128
 HOPPER_BACKWARD_WARPS = 12
 #: Rows of O and dO of the kernel that makes D and pads LSE.
 HOPPER_STATISTICS_ROWS = 64
-#: Numbers of dQ's sum that a program of the Hopper backward adds to in a step: 64 x 64 a warpgroup.
+#: Numbers of a tile of dQ's sum in the Hopper backward: 128 rows of 64 columns or 64 of 128, 64 x 64 a part.
 HOPPER_SUM_TILE = 8192
-#: The Hopper backward by head dim: (with atomic additions, deterministic). Of those that
-#: `benchmarks/hopper_backward.py` has, the fastest on an H200; the deterministic ones are all there are.
+#: The Hopper backward by head dim: (all keys, causal, deterministic). Of those that
+#: `benchmarks/attention_cases.py` has, the fastest on an H200; the deterministic ones are all there are.
 _HOPPER_BACKWARD = {
-    64: (HopperBackwardTile(128, 2, 128, 2), HopperBackwardTile(128, 2, 128, 2)),
-    128: (HopperBackwardTile(64, 2, 128, 2), HopperBackwardTile(64, 2, 128, 2, early=True)),
+    64: (
+        HopperBackwardTile(64, 3, 128, 2, apart=True),
+        HopperBackwardTile(64, 3, 128, 2, apart=True),
+        HopperBackwardTile(128, 2, 128, 2),
+    ),
+    128: (
+        HopperBackwardTile(64, 2, 128, 2),
+        HopperBackwardTile(64, 2, 128, 2, ahead=True),
+        HopperBackwardTile(64, 2, 128, 2),
+    ),
 }
 
 #: Whether the last share of the keys to be ready merges them all, where nothing else is asked for; else a
@@ -222,11 +233,11 @@ def hopper_tile(head_dim: int, causal: bool) -> HopperTile:
     raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
 
 
-def hopper_backward_tile(head_dim: int, deterministic: bool = False) -> HopperBackwardTile:
+def hopper_backward_tile(head_dim: int, causal: bool, deterministic: bool = False) -> HopperBackwardTile:
     """The tile of the backward kernels for compute capability 9.0. ValueError for head dims above 128."""
     for limit, tiles in _HOPPER_BACKWARD.items():
         if head_dim <= limit:
-            return tiles[deterministic]
+            return tiles[2 if deterministic else causal]
     raise ValueError(f"no tiles of the Hopper backward for head dim {head_dim}: it must be 128 or smaller")
 
 
@@ -391,19 +402,22 @@ def forward_shared_bytes(tile: Tile, head_dim: int) -> int:
     return 2 * _width(head_dim) * (tile.block_m + 2 * tile.num_stages * tile.block_n)
 
 
-def hopper_shared_bytes(tile: Tile, head_dim: int) -> int:
-    """Modelled shared memory of the Hopper forward kernel: Q, O, num_stages buffers of K and of V; 16-bit.
+def hopper_shared_bytes(tile: Tile, head_dim: int, q_stages: int = 2) -> int:
+    """Modelled shared memory of the Hopper forward kernel: q_stages of Q, O, num_stages of K and of V.
 
-    O has no room of its own beside tiles of 256 columns, and takes that of Q.
+    16-bit. `q_stages` is 2 in the table, but tiles of 256 columns have room for one, which is that of O too.
     """
     width = max(HOPPER_WIDTH, _width(head_dim))
-    queries = tile.block_m * (1 if width == 256 else 2)
+    queries = tile.block_m * (1 if width == 256 else q_stages + 1)
     return 2 * width * (queries + 2 * tile.num_stages * tile.block_n)
 
 
 def hopper_dkdv_shared_bytes(tile: Tile, head_dim: int, fused: bool = True) -> int:
-    """Modelled shared memory of the Hopper dK/dV kernel: as `dkdv_shared_bytes`, and dS if dQ is `fused`."""
-    exchanged = 2 * tile.block_m * tile.block_n if fused else 0
+    """Modelled shared memory of the Hopper dK/dV kernel: as `dkdv_shared_bytes`, and dS if dQ is `fused`.
+
+    There is room for two of dS where a warpgroup of its own, hence 16 warps, computes dQ.
+    """
+    exchanged = 2 * tile.block_m * tile.block_n * (tile.num_warps // 4 - 2) if fused else 0
     return dkdv_shared_bytes(tile, max(HOPPER_WIDTH, head_dim)) + exchanged
 
 

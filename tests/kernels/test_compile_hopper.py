@@ -23,7 +23,7 @@ from triton.experimental.gluon import language as gl  # noqa: E402
 
 from perfkit.kernels import attention as package  # noqa: E402
 from perfkit.kernels.attention import flash_hopper, flash_hopper_backward, hopper, tiles  # noqa: E402
-from perfkit.kernels.attention.tiles import HopperTile  # noqa: E402
+from perfkit.kernels.attention.tiles import HopperBackwardTile, HopperTile  # noqa: E402
 
 
 class Taken(NamedTuple):
@@ -38,21 +38,22 @@ class Taken(NamedTuple):
 
 #: (head dim, causal) -> what the table's tile takes; shared memory within the barriers' 512 bytes.
 TAKEN = {
-    (64, False): Taken(128, 160, 0, 114688),  # 65536 registers / 512 threads
-    (64, True): Taken(128, 160, 128, 114688),  # spills 48 bytes with Triton 3.6, 104 with 3.8
-    (128, False): Taken(168, 240, 0, 196608),  # 65536 / 384, in steps of 8
-    (128, True): Taken(168, 240, 0, 196608),
+    (64, False): Taken(128, 160, 0, 139264),  # 65536 registers / 512 threads
+    (64, True): Taken(128, 160, 48, 172032),  # spills once a tile: 108 bytes with Triton 3.6, 32 with 3.8
+    (128, False): Taken(168, 240, 0, 229376),  # 65536 / 384, in steps of 8
+    (128, True): Taken(168, 240, 0, 229376),
 }
 
 
-def compiled(head_dim: int, tile: HopperTile, causal: bool) -> Any:
+def compiled(head_dim: int, tile: HopperTile, causal: bool, steep: bool = False) -> Any:
     """The kernel as a launch on bfloat16 tensors whose lengths are multiples of 16 and of block_n."""
     function = flash_hopper.flash_hopper_forward
     layout = gl.NVMMASharedLayout(128, 16, rank=4)
     rows = {"q": 64, "k": tile.block_n, "v": tile.block_n, "out": 64}
     constants = {
-        "CAUSAL": causal, "EVEN_N": True, "PINGPONG": tile.pingpong, "SHARED_OUT": head_dim == 256,
-        "WIDTH": head_dim, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "GROUPS": tile.groups,
+        "CAUSAL": causal, "EVEN_N": True, "STEEP": steep, "PERSISTENT": tile.persistent,
+        "WIDTH": head_dim, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "Q_STAGES": tile.q_stages,
+        "GROUPS": tile.groups,
     }  # fmt: skip
     signature, attributes = {}, {}
     for position, name in enumerate(function.arg_names):
@@ -61,11 +62,11 @@ def compiled(head_dim: int, tile: HopperTile, causal: bool) -> Any:
         elif name.endswith("_desc"):
             block = f"1,1,{rows[name.removesuffix('_desc')]},{head_dim}"
             signature[name] = f"tensordesc<bf16[{block}],{layout!r}>"
-        elif name == "lse":
-            signature[name] = "*fp32"
+        elif name in ("lse", "counter"):
+            signature[name] = "*fp32" if name == "lse" else "*i32"
         else:
             signature[name] = "fp32" if name == "scale_log2" else "i32"
-        if name == "lse" or name.startswith("seq"):
+        if name in ("lse", "counter") or name.startswith("seq"):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = gluon_runtime.GluonASTSource(function, signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
@@ -96,7 +97,7 @@ def test_the_tile_of_the_table(
     registers, stack = registers_and_stack(found, tmp_path)
     assert registers == taken.registers
     assert stack <= taken.stack
-    modelled = tiles.hopper_shared_bytes(tile.held, head_dim)
+    modelled = tiles.hopper_shared_bytes(tile.held, head_dim, tile.q_stages)
     assert modelled == taken.shared
     assert modelled < found.metadata.shared <= min(modelled + 512, tiles.shared_limit((9, 0)))
 
@@ -113,39 +114,57 @@ def test_the_tile_of_the_table(
     assert re.findall(r"ld\.global|cp\.async\.c[ag]|mma\.sync", ptx) == []
     assert set(re.findall(r"st\.global\S*", ptx)) == {"st.global.b32"}
 
-    # wgmma is 16 deep. A warpgroup has Q K^T of its first block, the loop's (causal: a second loop's, masked)
-    # Q K^T and P V, and P V of its last: each WIDTH / 16 or block_n / 16 of them.
-    scores, values, loops = head_dim // 16, tile.block_n // 16, 2 if causal else 1
-    expected = tile.groups * (1 + loops) * (scores + values)
-    assert len(re.findall(r"wgmma\.mma_async", ptx)) == expected
+    # Which tile is next comes from a counter.
+    assert len(re.findall(r"atom\.global\S*add", ptx)) == 1
+    # wgmma is 16 deep. A warpgroup has Q K^T of its first block, Q K^T and P V in the loop, and both where a
+    # tile begins beside the end of the one before: each WIDTH / 16 or block_n / 16 of them.
+    scores, values = head_dim // 16, tile.block_n // 16
+    assert len(re.findall(r"wgmma\.mma_async", ptx)) == tile.groups * (3 * scores + 2 * values)
 
 
-def test_turns_take_a_barrier_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ping-pong compiles too, with as many matrix instructions and no more registers."""
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_one_tile_a_program(head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not persistent it has no counter and no product of a next tile; steep, a loop of masked blocks."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    tile = tiles.hopper_tile(128, False)._replace(pingpong=True)
-    found = compiled(128, tile, False)
-    assert registers_and_stack(found, tmp_path) == (168, 0)
-    assert len(re.findall(r"wgmma\.mma_async", found.asm["ptx"])) == 2 * 2 * (8 + 8)
+    tile = tiles.hopper_tile(head_dim, True)._replace(persistent=False, q_stages=1)
+    scores, values = head_dim // 16, tile.block_n // 16
+    for steep in (False, True):
+        found = compiled(head_dim, tile, True, steep)
+        assert "atom.global" not in found.asm["ptx"]
+        # Q K^T of the first block, each loop's two, P V of the last block.
+        expected = tile.groups * ((2 if not steep else 3) * (scores + values))
+        assert len(re.findall(r"wgmma\.mma_async", found.asm["ptx"])) == expected
+        assert registers_and_stack(found, tmp_path)[1] <= 48  # of head dim 64 and steep, else 0
 
 
 # The backward kernels.
 
 #: (head dim, causal) -> bytes a thread that ptxas may spill (store), with atomic additions and without: the
-#: larger of what it does with Triton 3.6 and 3.8, which are 116 and 112, 200 and 208, 4 and 0, 56 and 48; and
-#: without 0 and 0, 28 and 32, 0 and 0, 8 and 0.
-SPILLED = {(64, False): (116, 0), (64, True): (208, 32), (128, False): (4, 0), (128, True): (56, 8)}
+#: larger of what it does with Triton 3.6 and 3.8, which are 0 and 0, 104 and 88, 4 and 0, 104 and 96; and
+#: without 0 and 0, 20 and 16, 0 and 0, 8 and 0 for dK and dV.
+SPILLED = {(64, False): (0, 0), (64, True): (104, 20), (128, False): (4, 0), (128, True): (104, 8)}
+
+#: (head dim, causal) -> a tile that is timed beside that of the table, and the same of it: 8 and 0, 128 and
+#: 112, 4 and 0, 76 and 60.
+BESIDE = {
+    (64, False): (HopperBackwardTile(64, 4, 128, 2, apart=True), 8),
+    (64, True): (HopperBackwardTile(64, 4, 128, 2, apart=True), 128),
+    (128, False): (HopperBackwardTile(64, 2, 128, 2, ahead=True), 4),
+    (128, True): (HopperBackwardTile(64, 2, 128, 2), 76),
+}
 
 
-def compiled_backward(name: str, head_dim: int, causal: bool, fused: bool) -> Any:
+def compiled_backward(name: str, head_dim: int, causal: bool, fused: bool, tile: HopperBackwardTile) -> Any:
     """`flash_hopper_dkdv` or `flash_hopper_dq` as a launch on bfloat16 tensors of whole blocks."""
     function = getattr(flash_hopper_backward, name)
-    tile = tiles.hopper_backward_tile(head_dim, not fused)
     numbers = {"lse_desc": tile.block_m, "delta_desc": tile.block_m}
     constants = {"CAUSAL": causal, "EVEN_N": True, "WIDTH": head_dim}
     rows = dict.fromkeys(("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"), 64)
     if name == "flash_hopper_dkdv":
-        constants |= {"FUSED": fused, "EARLY": tile.early, "BLOCK_M": tile.block_m, "STAGES": tile.stages}
+        constants |= {
+            "DQ": "none" if not fused else "apart" if tile.apart else "shared", "AHEAD": tile.ahead,
+            "BLOCK_M": tile.block_m, "STAGES": tile.stages,
+        }  # fmt: skip
         rows |= {"q_desc": tile.block_m, "g_desc": tile.block_m}
     else:
         constants |= {"BLOCK_N": tile.block_n, "STAGES": tile.stages_n}
@@ -168,61 +187,156 @@ def compiled_backward(name: str, head_dim: int, causal: bool, fused: bool) -> An
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
 
 
-def assembled(kernel: Any, folder: Path) -> str:
-    """What Triton's ptxas reports of the kernel."""
+def spilled(kernel: Any, folder: Path) -> int:
+    """Bytes a thread that Triton's ptxas spills (store). It may serialise no product."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     if not tool.exists():
         pytest.skip(f"no {tool.name} in this Triton")
     text = folder / "kernel.ptx"
     text.write_text(kernel.asm["ptx"])
     command = [tool, "-v", "-arch=sm_90a", text, "-o", folder / "out.cubin"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    # Products that wait for one another, because a register of theirs is touched in between, are reported.
+    assert "serializ" not in report
+    (found,) = map(int, re.findall(r"(\d+) bytes spill stores", report))
+    return found
+
+
+def assert_dealt(ptx: str, *shares: int) -> None:
+    """Warpgroups have these registers a thread, and together no more than there are."""
+    assert f".reqntid {128 * len(shares)}" in ptx
+    assert set(shares) <= set(map(int, re.findall(r"setmaxnreg\.\S+\s+(\d+);", ptx)))
+    assert 128 * sum(shares) <= 65536
+
+
+def products(ptx: str) -> int:
+    """Matrix instructions, each of 64 rows and 16 deep, which must all be those of warpgroups."""
+    assert "mma.sync" not in ptx
+    return len(re.findall(r"wgmma\.mma_async", ptx))
+
+
+def additions(ptx: str) -> int:
+    """Instructions that add four numbers to dQ's sum: eight for 64 x 64 of a warpgroup."""
+    return len(re.findall(r"red\.\S*v4\.f32|atom\.\S*v4\.f32", ptx))
+
+
+def check_dkdv(
+    found: Any, tile: HopperBackwardTile, head_dim: int, causal: bool, fused: bool, allowed: int, folder: Path
+) -> None:
+    assert spilled(found, folder) <= allowed
+    modelled = tiles.hopper_dkdv_shared_bytes(tile.held, head_dim, fused)
+    assert modelled <= found.metadata.shared <= min(modelled + 1024, tiles.shared_limit((9, 0)))
+    ptx = found.asm["ptx"]
+    # Two warpgroups compute dK and dV, one perhaps dQ, and one loads.
+    assert_dealt(ptx, *((208, 208, 72, 24) if tile.apart else (240, 240, 24)))
+
+    # S and dP are head_dim deep, dV and dK block_m, dQ of 64 rows the 128 keys. One loop, or two if causal;
+    # one for dQ apart. Where the second warpgroup passes over a block, it has the 64 keys of the first.
+    loops = 2 if causal else 1
+    expected = loops * 2 * (2 * head_dim // 16 + 2 * tile.block_m // 16)
+    added = 0
+    if fused and tile.apart:
+        expected, added = expected + 128 // 16, 8
+    elif fused:
+        expected, added = expected + loops * 2 * 128 // 16, loops * 2 * 8
+        if causal:
+            expected, added = expected + 64 // 16, added + 8
+    assert products(ptx) == expected
+    assert additions(ptx) == added
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize(
-    ("name", "fused"),
-    [("flash_hopper_dkdv", True), ("flash_hopper_dkdv", False), ("flash_hopper_dq", False)],
-)
-def test_the_backward(
-    name: str, fused: bool, head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fused", [True, False])
+def test_dk_and_dv(
+    fused: bool, head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    found = compiled_backward(name, head_dim, causal, fused)
-    report = assembled(found, tmp_path)
-    (spilled,) = map(int, re.findall(r"(\d+) bytes spill stores", report))
-    assert spilled <= SPILLED[head_dim, causal][0 if fused else 1]
-    # Products that wait for one another, because a register of theirs is touched in between, are reported.
-    assert "serializ" not in report
+    tile = tiles.hopper_backward_tile(head_dim, causal, not fused)
+    found = compiled_backward("flash_hopper_dkdv", head_dim, causal, fused, tile)
+    check_dkdv(found, tile, head_dim, causal, fused, SPILLED[head_dim, causal][0 if fused else 1], tmp_path)
 
-    tile = tiles.hopper_backward_tile(head_dim, not fused)
-    if name == "flash_hopper_dkdv":
-        modelled = tiles.hopper_dkdv_shared_bytes(tile.held, head_dim, fused)
-    else:  # Q and dO 128 rows each, two stages of K and of V: 2 B an element
-        modelled = 2 * head_dim * (2 * 128 + 2 * tile.stages_n * tile.block_n)
+
+@pytest.mark.parametrize(("head_dim", "causal"), BESIDE)
+def test_dk_and_dv_of_other_tiles(
+    head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tile, allowed = BESIDE[head_dim, causal]
+    assert tile != tiles.hopper_backward_tile(head_dim, causal)
+    found = compiled_backward("flash_hopper_dkdv", head_dim, causal, True, tile)
+    check_dkdv(found, tile, head_dim, causal, True, allowed, tmp_path)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_dq(head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tile = tiles.hopper_backward_tile(head_dim, causal, deterministic=True)
+    found = compiled_backward("flash_hopper_dq", head_dim, causal, False, tile)
+    assert spilled(found, tmp_path) == 0
+    # Q and dO 128 rows each, two stages of K and of V: 2 B an element.
+    modelled = 2 * head_dim * (2 * 128 + 2 * tile.stages_n * tile.block_n)
     assert modelled <= found.metadata.shared <= min(modelled + 1024, tiles.shared_limit((9, 0)))
-
     ptx = found.asm["ptx"]
-    assert ".reqntid 384" in ptx
-    assert {24, 240} <= set(map(int, re.findall(r"setmaxnreg\.\S+\s+(\d+);", ptx)))
-    assert "wgmma.mma_async" in ptx
-    assert "mma.sync" not in ptx
-    # Four numbers at once, for all of dQ: 32 a thread of each warpgroup, in one loop or (causal) two.
-    added = re.findall(r"red\.\S*v4\.f32|atom\.\S*v4\.f32", ptx)
-    assert len(added) == (2 * 8 * (2 if causal else 1) if fused else 0)
+    assert_dealt(ptx, 240, 240, 24)
+    # S and dP are head_dim deep, dQ block_n; two warpgroups.
+    assert products(ptx) == (2 if causal else 1) * 2 * (2 * head_dim // 16 + tile.block_n // 16)
+    assert additions(ptx) == 0
+
+
+def test_tiles_that_cannot_be_are_refused() -> None:
+    check = flash_hopper_backward._check_tile
+    for head_dim in (64, 128):
+        for causal in (False, True):
+            check(tiles.hopper_backward_tile(head_dim, causal), head_dim, False)
+        check(tiles.hopper_backward_tile(head_dim, False, deterministic=True), head_dim, True)
+    apart, shared = (HopperBackwardTile(64, 2, 128, 2, apart=one) for one in (True, False))
+    for wrong, width, deterministic, reason in (
+        (apart, 64, True, "only a call that is not deterministic has dQ apart or a block ahead"),
+        (shared._replace(ahead=True), 128, True, "only a call that is not deterministic"),
+        (apart, 128, False, "dQ is added 64 rows at a time, apart up to 64 columns and not above"),
+        (shared, 64, False, "apart up to 64 columns and not above"),
+        (shared._replace(block_m=128), 128, False, "dQ is added 64 rows at a time"),
+        (apart._replace(ahead=True), 64, False, "a block ahead takes two stages, and dQ not apart"),
+        (shared._replace(ahead=True, stages=1), 128, False, "a block ahead takes two stages"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            check(wrong, width, deterministic)
+
+
+def test_gradients_that_tma_cannot_address_are_copied() -> None:
+    """A sum's has strides of 0; a transposed one's last is not 1; a slice's base may be anywhere."""
+    dense = torch.randn(2, 3, 16, 64, dtype=torch.bfloat16)
+    rows_first = dense.transpose(1, 2)
+    for kept in (dense, rows_first, dense[:, :, 1::2]):
+        assert flash_hopper_backward._addressable(kept) is kept
+    off = torch.randn(dense.numel() + 1, dtype=torch.bfloat16)[1:].view(dense.shape)
+    assert off.is_contiguous()
+    wide = torch.randn(2, 3, 16, 68, dtype=torch.bfloat16)[..., :64]  # rows of 136 bytes
+    one = torch.ones((), dtype=torch.bfloat16)
+    for strided in (one.expand(2, 3, 16, 64), dense[:1].expand(2, -1, -1, -1), dense.mT, off, wide):
+        copy = flash_hopper_backward._addressable(strided)
+        assert torch.equal(copy, strided)
+        assert copy.stride() == torch.empty(strided.shape).stride()
+        assert copy.data_ptr() % 16 == 0
 
 
 def test_shared_memory_of_the_backward_by_hand() -> None:
-    # d 40: K and V 128 x 64; two stages of Q and dO 128 x 64, LSE and D; dS 128 x 128.
-    tile = tiles.hopper_backward_tile(40)
-    assert tiles.hopper_dkdv_shared_bytes(tile.held, 40) == 32768 + 2 * (32768 + 1024) + 32768
-    # d 128: 64 rows; dS 64 x 128.
-    held = tiles.hopper_backward_tile(128).held
+    # d 40: K and V 128 x 64; three stages of Q and dO 64 x 64, LSE and D; dS 64 x 128, twice.
+    held = tiles.hopper_backward_tile(40, True).held
+    assert held == (64, 128, 16, 3)
+    assert tiles.hopper_dkdv_shared_bytes(held, 40) == 32768 + 3 * (16384 + 512) + 2 * 16384
+    # Deterministic: two stages of 128 rows, and no dS.
+    held = tiles.hopper_backward_tile(40, True, deterministic=True).held
+    assert tiles.hopper_dkdv_shared_bytes(held, 40, fused=False) == 32768 + 2 * (32768 + 1024)
+    # d 128: two stages of 64 rows; dS 64 x 128.
+    held = tiles.hopper_backward_tile(128, False).held
+    assert held == (64, 128, 12, 2)
     assert tiles.hopper_dkdv_shared_bytes(held, 128) == 65536 + 2 * (32768 + 512) + 16384
     assert tiles.hopper_dkdv_shared_bytes(held, 128, fused=False) == 65536 + 2 * (32768 + 512)
     with pytest.raises(ValueError, match="head dim 136: it must be 128 or smaller"):
-        tiles.hopper_backward_tile(136)
+        tiles.hopper_backward_tile(136, False)
 
 
 # What is refused before anything is compiled.
