@@ -10,10 +10,12 @@ from rich.text import Text
 from perfkit.analysis.comparison import Comparison
 from perfkit.analysis.study import Finding, Study
 from perfkit.ops.base import Level
+from perfkit.record import Run
 from perfkit.reports import comparison_tables as tables
 from perfkit.reports import sweep_plot
 from perfkit.reports.cells import ended_well
 from perfkit.reports.contrast_words import Row, pairs
+from perfkit.reports.kernel_words import of_runs
 from perfkit.reports.kv_words import kv_words
 from perfkit.reports.lines import note, title
 from perfkit.reports.places import common, joined, place, places
@@ -132,6 +134,13 @@ def _findings(comparison: Comparison) -> Iterator[Finding]:
         yield from (contrast.candidate for contrast in group.contrasts)
 
 
+def _labelled(comparison: Comparison) -> Iterator[tuple[str, Run]]:
+    """Every run that ended well, under the name that the tables have for it."""
+    for group in comparison.groups:
+        named = [(group.label, group.baseline), *((one.label, one.candidate) for one in group.contrasts)]
+        yield from ((label, f.placement.run) for label, f in named if ended_well(f.placement.run))
+
+
 def _notes(study: Study, comparison: Comparison) -> Iterator[str]:
     record, everywhere = study.record, tables.among(comparison)
     points = [point for f in _findings(comparison) for point in f.placement.points]
@@ -141,6 +150,7 @@ def _notes(study: Study, comparison: Comparison) -> Iterator[str]:
         yield "+ at least: compulsory traffic, the implementation's tiles are not known"
     yield f"device profile: {record.device.name}{' (derived)' if record.device.derived else ''}"
     yield from (*comparison.notes, *record.notes)
+    yield from of_runs(record.op, _labelled(comparison), everywhere)
     for finding in study.findings:
         run = finding.placement.run
         where = place(run.setting, everywhere)

@@ -60,7 +60,7 @@ def left_notes(left: Left) -> Iterator[str]:
     """Where the columns of the left table are from, what does not compare, and why numbers are absent."""
     yield from (PRINTED, FORMULA, UNLIKE)
     rows = [(run, find_op("attention").implementation(run.impl)) for run in left.runs]
-    causes = {run.impl: row.io.extra_flops(run.workload) for run, row in rows if row and row.io}
+    causes = {run.impl: row.io.extra_flops(run.workload, run.uses) for run, row in rows if row and row.io}
     said = "; ".join(f"{impl}: {', '.join(why)}" for impl, why in causes.items() if why)
     if said:
         yield f"FLOPs here: {said}"

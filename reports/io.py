@@ -19,6 +19,7 @@ from perfkit.ops.base import by_tensor
 from perfkit.record import Run
 from perfkit.reports import levels
 from perfkit.reports.grid import Column, Row, grid
+from perfkit.reports.kernel_words import needed, tile_words
 from perfkit.reports.kv_words import kv_words
 from perfkit.reports.law import law_parts
 from perfkit.reports.lines import note, title
@@ -83,11 +84,8 @@ def provenance(study: Study) -> Iterator[RenderableType]:
 def _remarks(study: Study, found: Sequence[Subject], plain: Sequence[Run]) -> Iterator[str]:
     """The tiles, what failed, how counts were made, and why some differ."""
     for one in found:
-        needed = one.row.io.tiled(one.run.workload) if one.row.io else ()
-        uses = [use for use in one.run.uses if use.kernel in needed]
-        if uses:
-            tiles = ", ".join(f"{use.kernel} {use.block_m}x{use.block_n}" for use in uses)
-            yield f"{one.run.impl}: tiles {tiles}"
+        if uses := needed(study.record.op, one.run):
+            yield f"{one.run.impl}: {tile_words(uses)}"
     for run in study.record.runs:
         if run.status not in ("measured", "modelled"):
             yield f"{run.impl}: {run.status}, {run.reason}"

@@ -13,14 +13,14 @@ from perfkit.reports.grid import Column, Row, grid
 
 def memory_table(found: Sequence[OnChip], width: int) -> RenderableType:
     """A row a kernel, tile and head dim; `*` marks shared memory by the model."""
-    names = ("kernel", "d", "tile", "M by law", "shared", "accumulators", "registers", "constant")
+    names = ("kernel", "d", "tile", "M by law", "shared", "accum.", "registers", "constant")
     columns = [Column(name=name, justify="left" if name in ("kernel", "tile") else "right") for name in names]
     rows, last = [], ""
     for one in found:
         rows.append(Row(cells=_cells(one, last)))
         last = one.kernel
     notes = [
-        "accumulators are a part of the registers; constant: in front of the law if M is both and shared"
+        "accum.: accumulators, a part of the registers; constant: in front of the law if M is both and shared"
     ]
     if any(one.shared_source == "modelled" for one in found):
         notes.append("* shared memory by the model: nothing was compiled here")

@@ -15,6 +15,7 @@ from perfkit.reports import plot, tables
 from perfkit.reports.decode_map import decode_parts
 from perfkit.reports.decode_map_words import whole_words
 from perfkit.reports.figure2 import figure_parts
+from perfkit.reports.kernel_words import kernel_words
 from perfkit.reports.kv_words import kv_words
 from perfkit.reports.law import law_parts
 from perfkit.reports.law_words import trial_words
@@ -138,23 +139,17 @@ def _notes(study: Study, swept: Study) -> Iterator[RenderableType]:
     for finding in study.findings:
         run = finding.placement.run
         where = place(run.setting, among)
-        for text in dict.fromkeys((*run.notes, *_reasons(finding))):
+        for text in dict.fromkeys((*run.notes, *_reasons(record.op, finding))):
             yield note(f"{run.impl}{f' at {where}' if where else ''}: {text}")
     runs = [finding.placement.run for finding in swept.findings]
     said = dict.fromkeys(f"{run.impl}, in a series: {text}" for run in runs for text in run.notes)
     yield from map(note, said)
 
 
-def _reasons(finding: Finding) -> Iterator[str]:
+def _reasons(op: str, finding: Finding) -> Iterator[str]:
     """What a reader needs to know about a run's numbers."""
     run = finding.placement.run
-    for use in run.uses:
-        if use.registers is not None:
-            yield (
-                f"{use.kernel}: {use.block_m}x{use.block_n}, {use.num_warps} warps, "
-                f"{use.num_stages} stages, {(use.shared_bytes or 0) / 1024:.0f} KiB shared, "
-                f"{use.registers} registers, {use.spills} spilled"
-            )
+    yield from kernel_words(op, run)
     if run.clock_reasons:
         yield f"clock limited by {', '.join(run.clock_reasons)}"
     for verdict in finding.verdicts:

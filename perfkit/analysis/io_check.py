@@ -44,7 +44,9 @@ def shares_passes(row: Implementation, run: Run) -> bool:
 
     Not where matrices are stored, nor where the loop over keys is the outer one.
     """
-    return not row.materialises and (row.io is None or not FORWARDS.isdisjoint(row.io.tiled(run.workload)))
+    return not row.materialises and (
+        row.io is None or not FORWARDS.isdisjoint(row.io.tiled(run.workload, run.uses))
+    )
 
 
 def _absent(run: Run, tag: str) -> str:
@@ -170,5 +172,5 @@ def flops_cause(io: IOModel, run: Run, ratio: float) -> str:
     """Why the units execute `ratio` times the FLOPs of the convention."""
     if abs(ratio - 1) < FLOPS_TOLERANCE:
         return "equals the convention"
-    causes = io.extra_flops(run.workload) or ("tiles padded at the edges",)
+    causes = io.extra_flops(run.workload, run.uses) or ("tiles padded at the edges",)
     return f"{ratio:.3f}x the convention: {', '.join(causes)}"

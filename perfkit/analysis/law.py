@@ -42,6 +42,13 @@ class Law(msgspec.Struct, frozen=True, kw_only=True):
     aside: frozenset[str] = STATISTICS
 
 
+_FA2: Final = Law(
+    memory=lambda tile, d: 2 * d * tile.block_m,
+    constant=4.0,
+    exponents={"N": 2.0, "d": 2.0, "M": -1.0},
+    source="FA2 Algorithm 1 with tiles of Q and O in M: 4 N^2 d^2 / M",
+)
+
 LAWS: Final[dict[str, Law]] = {
     "standard": Law(
         memory=None, constant=4.0, exponents={"N": 2.0, "d": 0.0, "M": 0.0},
@@ -52,11 +59,9 @@ LAWS: Final[dict[str, Law]] = {
         constant=20.0, exponents={"N": 2.0, "d": 2.0, "M": -1.0},
         source="FA1 Algorithm 1 with B_c = M / 4d: 12 N^2 d^2 / M, and 20 where O is fp32 between blocks",
     ),
-    "flash": Law(
-        memory=lambda tile, d: 2 * d * tile.block_m,
-        constant=4.0, exponents={"N": 2.0, "d": 2.0, "M": -1.0},
-        source="FA2 Algorithm 1 with tiles of Q and O in M: 4 N^2 d^2 / M",
-    ),
+    "flash": _FA2,
+    "flash-triton": _FA2,
+    "flash-hopper": _FA2,
     "square": Law(
         memory=lambda tile, _: tile.block_m * tile.block_n,
         constant=4.0, exponents={"N": 2.0, "d": 1.0, "M": -0.5},

@@ -57,7 +57,7 @@ def ledger(op: str, run: Run) -> tuple[LedgerLine, ...]:
 
 def _has_tiles(io: IOModel, run: Run) -> bool:
     tiled = {use.kernel for use in run.uses if use.block_m > 0 and use.block_n > 0}
-    return tiled.issuperset(io.tiled(run.workload))
+    return tiled.issuperset(io.tiled(run.workload, run.uses))
 
 
 def _by_kernel(moved: Ledger, run: Run) -> tuple[LedgerLine, ...]:

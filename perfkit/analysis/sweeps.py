@@ -57,6 +57,18 @@ def _square(size: int) -> Tile:
 
 _LENGTHS: Final = (8192, 16384, 32768, 65536)
 
+#: Tiles that are chosen are those of the portable kernels, on any device.
+_FA2: Final = (
+    Plan(lengths=_LENGTHS, head_dims=(32, 64, 128), sizes=(32, 64, 128, 256), length=65536, tile=_rows),
+    Plan(
+        lengths=(4096, 8192, 16384, 32768),
+        head_dims=(32, 64, 128),
+        sizes=(32, 64, 128, 256),
+        length=32768,
+        tile=_rows,
+    ),
+)
+
 #: Implementation -> (the plan for what is modelled and measured, the plan for what is counted).
 PLANS: Final[dict[str, tuple[Plan, Plan]]] = {
     "standard": (
@@ -75,15 +87,8 @@ PLANS: Final[dict[str, tuple[Plan, Plan]]] = {
             size=16, elements=1024, tile=_short_columns,
         ),
     ),
-    "flash": (
-        Plan(
-            lengths=_LENGTHS, head_dims=(32, 64, 128), sizes=(32, 64, 128, 256), length=65536, tile=_rows
-        ),
-        Plan(
-            lengths=(4096, 8192, 16384, 32768), head_dims=(32, 64, 128), sizes=(32, 64, 128, 256),
-            length=32768, tile=_rows,
-        ),
-    ),
+    "flash": _FA2,
+    "flash-triton": _FA2,
     # Heads so wide that M < d^2, and that the two passes over S weigh little.
     "square": (
         Plan(
@@ -149,7 +154,7 @@ def _trial(row: Implementation, plan: Plan, length: int, head_dim: int, size: in
     if plan.tile is None or row.io is None:
         return Trial(workload=w, uses=())
     block_m, block_n = plan.tile(size)
-    tiled = row.io.tiled(w)
+    tiled = row.io.tiled(w, ())
     return Trial(
         workload=w,
         uses=tuple(KernelUse(kernel=kernel, block_m=block_m, block_n=block_n) for kernel in tiled),

@@ -73,11 +73,10 @@ def marked(record: Record, asked: Sequence[Case]) -> Record:
     )
 
 
-def _pinned(row: Implementation, run: Run) -> Implementation:
+def _as_it_ran(row: Implementation, run: Run) -> Implementation:
     """The row as the run had it: counting runs one K/V head, which alone might be dealt out otherwise."""
-    if row.pinned is None:
-        return row
-    return msgspec.structs.replace(row, options={**row.options, **row.pinned(run.uses)})
+    pinned = {} if row.pinned is None else row.pinned(run.uses)
+    return msgspec.structs.replace(row, options={**row.options, **pinned}, plan=lambda *_: run.uses)
 
 
 def counted(record: Record, asked: Sequence[Case]) -> Record:
@@ -88,7 +87,7 @@ def counted(record: Record, asked: Sequence[Case]) -> Record:
     capability = table_capability(record.device)
     requests = [
         request(
-            _pinned(case.row, run),
+            _as_it_ran(case.row, run),
             run.workload,
             Sampling(programs="alike" if case.trial else "all"),
             capability,

@@ -33,12 +33,13 @@ def add_model(op: Op, draft: Draft, profile: DeviceProfile) -> None:
         return
     # A kernel that did not get to run (the backward failed) is modelled with the tile that it would have had.
     ran = {use.kernel for use in draft.uses}
-    draft.uses.extend(use for use in planned(row, w, profile) if use.kernel not in ran)
+    rest = planned(row, w, profile, tuple(draft.uses))
+    draft.uses.extend(use for use in rest if use.kernel not in ran)
     uses = tuple(draft.uses)
     draft.put("flops_issued", row.io.issued_flops(w, uses), "modelled")
     draft.put("exps", row.io.exps(w, uses), "modelled")
     if "launches" not in draft.numbers:
-        draft.put("launches", row.io.launches(w), "modelled")
+        draft.put("launches", row.io.launches(w, uses), "modelled")
     if row.io.level == "L2":
         traffic = row.io.traffic(w, uses)
         draft.put("l2_read_modelled", traffic.read_bytes, "modelled", note=row.io.source)

@@ -13,8 +13,8 @@ from typing import Final, Literal
 import msgspec
 
 #: Parts of L2 that re-read data can fill: up to RESIDENT all of it stays, from LOST on none does. Fitted to
-#: `flash` on an H200 (N 2k to 64k, d 64 and 128), whose L2 is two halves that keep copies of each other's
-#: lines.
+#: `flash-triton` on an H200 (N 2k to 64k, d 64 and 128), whose L2 is two halves that keep copies of each
+#: other's lines.
 RESIDENT: Final = 0.3
 LOST: Final = 0.5
 #: The same where one head is in flight, so that nothing of heads before it takes room: of its re-reads 3, 17
@@ -22,8 +22,8 @@ LOST: Final = 0.5
 RESIDENT_ALONE: Final = 0.37
 LOST_ALONE: Final = 0.54
 #: Parts of L2 from which on the blocks of a wave no longer share a pass, and at which they share none: each
-#: half of L2 then reads for its own SMs, twice a wave. Fitted to `flash` on an H200, K and V of 33 to 134 MB
-#: a head: 1.0, 1.8, 2.0 and 2.1 passes a wave at 0.53, 1.07 (d 128, d 64) and 2.13 of L2.
+#: half of L2 then reads for its own SMs, twice a wave. Fitted to `flash-triton` on an H200, K and V of 33 to
+#: 134 MB a head: 1.0, 1.8, 2.0 and 2.1 passes a wave at 0.53, 1.07 (d 128, d 64) and 2.13 of L2.
 TOGETHER: Final = 0.55
 APART: Final = 1.0
 #: Size of a matrix over L2 -> share of it that the next kernel no longer finds there, linear in between.
@@ -82,7 +82,8 @@ def _apart(size_bytes: int, l2_bytes: int) -> float:
 def lost_between(size_bytes: int, l2_bytes: int) -> float:
     """The share of an op's inputs (`size_bytes`) that a later kernel of it no longer finds in L2.
 
-    0 up to a third of L2, 1 from all of it on: fitted to the backward of `flash` on an H200, N 2k to 16k.
+    0 up to a third of L2, 1 from all of it on: fitted to the backward of `flash-triton` on an H200, N 2k to
+    16k.
     """
     return min(1.0, max(0.0, (3 * size_bytes / l2_bytes - 1) / 2))
 

@@ -2,24 +2,23 @@
 
 from typing import Final
 
-from perfkit.kernels.attention import tiles
 from perfkit.ops import attention_cache as cached
 from perfkit.ops import attention_decode as decode
 from perfkit.ops import attention_flash1 as flash1
 from perfkit.ops import attention_gpt2 as gpt2
-from perfkit.ops import attention_hopper as hopper
 from perfkit.ops import attention_io as io
 from perfkit.ops import attention_sparse as sparse
 from perfkit.ops import attention_sparse1 as sparse1
 from perfkit.ops import attention_sparse_cache as sparse_cached
 from perfkit.ops import attention_square as square
+from perfkit.ops.attention_flash import FLASH
 from perfkit.ops.attention_ledger import standard_ledger
 from perfkit.ops.attention_peers import CACHE, HALF, KERNELS, PEERS, REFERENCE
 from perfkit.ops.attention_published import published
 from perfkit.ops.attention_tiles import chosen
 from perfkit.ops.attention_variants import variants
 from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import Implementation, IOModel, KernelUse, Op, Uses
+from perfkit.ops.base import Implementation, IOModel, Op
 
 #: FLOPs of a pass over those of the forward pass: the backward has five products to the forward's two.
 _PASS_FACTOR: Final = {"fwd": 2, "bwd": 5, "fwd-bwd": 7}
@@ -45,27 +44,6 @@ def exps(w: AttentionWorkload) -> int:
     return (2 if w.pass_ == "fwd-bwd" else 1) * w.pairs
 
 
-def _flash_plan(w: AttentionWorkload, capability: tuple[int, int]) -> Uses:
-    """The tiles that `flash` would run on a device of this compute capability.
-
-    Devices older than the table get its smallest tiles: there the model says what the algorithm would move.
-    """
-    capability = max(capability, (7, 5))
-    dkdv, dq = tiles.backward_tiles(w.head_dim, capability, w.causal)
-    named = {
-        "flash_forward": tiles.forward_tile(w.head_dim, capability, w.causal),
-        "flash_dkdv": dkdv,
-        "flash_dq": dq,
-    }
-    return tuple(KernelUse(kernel=name, **tile._asdict()) for name, tile in named.items())
-
-
-def _flash_refuses(w: AttentionWorkload) -> str | None:
-    if not 16 <= w.head_dim <= 256 or w.head_dim % 8:
-        return f"head dim {w.head_dim}: flash takes multiples of 8 from 16 to 256"
-    return None
-
-
 IMPLEMENTATIONS: Final = (
     Implementation(
         name="standard",
@@ -79,7 +57,7 @@ IMPLEMENTATIONS: Final = (
         io=IOModel(
             level="DRAM",
             ledger=standard_ledger,
-            tiled=lambda _: (),
+            tiled=lambda *_: (),
             dram=cached.standard_dram,
             issued_flops=io.standard_flops,
             exps=io.standard_exps,
@@ -88,51 +66,7 @@ IMPLEMENTATIONS: Final = (
             source="4 N^2 + 4 N d forward (FA1 section 2.2, Algorithm 0)",
         ),
     ),
-    Implementation(
-        name="flash",
-        target=f"{KERNELS}.flash:attention",
-        description="FlashAttention-2 order, own Triton kernels",
-        role="shipped",
-        dtypes=HALF,
-        workspace=io.flash_workspace,
-        plan=_flash_plan,
-        retiled=chosen(_flash_plan, io.flash_tiled),
-        refuses=_flash_refuses,
-        io=IOModel(
-            level="L2",
-            ledger=io.flash_ledger,
-            tiled=io.flash_tiled,
-            dram=cached.flash_dram,
-            issued_flops=io.flash_flops,
-            exps=io.flash_exps,
-            extra_flops=io.flash_extra_flops,
-            launches=lambda w: {"fwd": 1, "bwd": 3, "fwd-bwd": 4}[w.pass_],
-            source="N_q d + T_r 2 N_k d forward (FA2 Algorithm 1)",
-        ),
-    ),
-    Implementation(
-        name="flash-hopper",
-        target=f"{KERNELS}.hopper:attention",
-        description="FlashAttention-3 in Gluon, for compute capability 9.0",
-        role="shipped",
-        named_only=True,
-        dtypes=HALF,
-        workspace=hopper.hopper_workspace,
-        plan=hopper.hopper_plan,
-        refuses=hopper.hopper_refuses,
-        uncounted=hopper.UNCOUNTED,
-        io=IOModel(
-            level="L2",
-            ledger=hopper.hopper_ledger,
-            tiled=hopper.hopper_tiled,
-            dram=hopper.hopper_dram,
-            issued_flops=hopper.hopper_flops,
-            exps=hopper.hopper_exps,
-            extra_flops=hopper.hopper_extra_flops,
-            launches=hopper.hopper_launches,
-            source="N_q d + T_r 2 N_k d forward (FA2 Algorithm 1)",
-        ),
-    ),
+    *FLASH,
     Implementation(
         name="flash1",
         target=f"{KERNELS}.flash1:attention",
@@ -171,7 +105,7 @@ IMPLEMENTATIONS: Final = (
         io=IOModel(
             level="DRAM",
             ledger=gpt2.gpt2_ledger,
-            tiled=lambda _: (),
+            tiled=lambda *_: (),
             dram=gpt2.gpt2_dram,
             issued_flops=io.standard_flops,
             exps=io.standard_exps,

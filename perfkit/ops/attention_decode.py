@@ -59,7 +59,7 @@ SM_COUNTS: Final = {
 }
 
 
-def decode_tiled(w: AttentionWorkload) -> tuple[str, ...]:
+def decode_tiled(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """The kernel that loops over tiles of keys, and the one that appends where there is something to."""
     return (APPEND, SPLIT) if w.append else (SPLIT,)
 
@@ -107,7 +107,7 @@ def decode_exps(w: AttentionWorkload, uses: Uses) -> int:
     return w.pairs + (partial_rows(w, uses) if splits_of(uses) > 1 else 0)
 
 
-def decode_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+def decode_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """Why more FLOPs are executed than the convention counts."""
     causes = []
     if rows_of(w) % 16:
@@ -121,7 +121,7 @@ def decode_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
     return tuple(causes)
 
 
-def decode_launches(w: AttentionWorkload) -> int:
+def decode_launches(w: AttentionWorkload, _: Uses = ()) -> int:
     """One kernel each for appending, attention and merging, where there is such work (as on an H100).
 
     Devices of other sizes may split the keys otherwise.

@@ -56,6 +56,7 @@ DECODE: Final = msgspec.structs.replace(
         *variants(_DECODE),
         _row("standard"),
         _row("flash", named_only=True),
+        _row("flash-triton"),
         *_PEERS,
         _row("gathered"),
         _row("flex"),

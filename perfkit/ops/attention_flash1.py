@@ -23,7 +23,7 @@ BACKWARD: Final = "flash1_backward"
 FP32: Final = 4
 
 
-def flash1_tiled(w: AttentionWorkload) -> tuple[str, ...]:
+def flash1_tiled(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """The kernels of the pass: both loop over tiles."""
     return {"fwd": (FORWARD,), "bwd": (BACKWARD,), "fwd-bwd": (FORWARD, BACKWARD)}[w.pass_]
 
@@ -139,7 +139,7 @@ def flash1_exps(w: AttentionWorkload, _: Uses) -> int:
     return len(flash1_tiled(w)) * w.pairs
 
 
-def flash1_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+def flash1_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """Why `flash1` executes more FLOPs than the convention counts: not by recomputing more than it."""
     causes = ["masked part of diagonal tiles"] if w.causal else []
     if w.head_dim & (w.head_dim - 1):
@@ -147,7 +147,7 @@ def flash1_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
     return tuple(causes)
 
 
-def flash1_launches(w: AttentionWorkload) -> int:
+def flash1_launches(w: AttentionWorkload, _: Uses = ()) -> int:
     """One kernel a pass: it zeroes what it accumulates in."""
     return len(flash1_tiled(w))
 

@@ -114,12 +114,12 @@ def _pieces(outer: int, inner: int, size: int) -> int:
     return _pieces(outer // 2, inner, size) + _pieces(outer - outer // 2, inner, size)
 
 
-def gpt2_launches(w: AttentionWorkload) -> int:
+def gpt2_launches(w: AttentionWorkload, _: Uses = ()) -> int:
     """Kernels of torch on a GPU: 7 forward and 7 backward with padding and dropout, more past 2^31 bytes."""
     return sum(kernels for _, kernels in gpt2_kernels(w))
 
 
-def gpt2_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+def gpt2_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """Why it executes other FLOPs than the convention counts."""
     causes = ["padded keys computed"] if w.padding else []
     if w.pass_ != "fwd":

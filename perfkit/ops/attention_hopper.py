@@ -1,13 +1,11 @@
 """The IO model of `flash-hopper`: FlashAttention-2's loops with the tiles of kernels for Hopper.
 
 Source: Dao, arXiv 2307.08691, Algorithm 1. FlashAttention-3 (Shah et al., arXiv 2407.08608) overlaps the same
-loops in another way, and moves the same bytes for the same tiles. What differs from `flash` forward: a block
-of queries that sees no key visits one block of keys, tiles have 64 columns or more, and causal blocks of
-several heads go out together. The backward of head dims up to 128 is in `attention_hopper_backward`; above,
-its kernels are those of `flash`.
+loops in another way, and moves the same bytes for the same tiles. What differs from `flash-triton` forward: a
+block of queries that sees no key visits one block of keys, each warpgroup stops at the diagonal of its own
+rows, tiles have 64 columns or more, and causal blocks of several heads go out together. The backward of head
+dims up to 128 is in `attention_hopper_backward`; above, its kernels are those of `flash-triton`.
 """
-
-from collections.abc import Callable
 
 import msgspec
 
@@ -32,7 +30,7 @@ def hopper_plan(w: AttentionWorkload, capability: tuple[int, int]) -> Uses:
     """
     named = {HOPPER: tiles.hopper_tile(w.head_dim, w.causal).held}
     if w.head_dim <= tiles.WIDEST_HOPPER_BACKWARD:
-        named[fused.DKDV] = tiles.hopper_backward_tile(w.head_dim).held
+        named[fused.DKDV] = tiles.hopper_backward_tile(w.head_dim, w.causal).held
     else:
         found = tiles.backward_tiles(w.head_dim, max(capability, (7, 5)), w.causal)
         named["flash_dkdv"], named["flash_dq"] = found
@@ -51,10 +49,10 @@ def _forward_of(w: AttentionWorkload) -> AttentionWorkload | None:
     return None if w.pass_ == "bwd" else msgspec.structs.replace(w, pass_="fwd")
 
 
-def hopper_tiled(w: AttentionWorkload) -> tuple[str, ...]:
+def hopper_tiled(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """The kernels of the pass that loop over tiles."""
     if not fused.is_fused(w):
-        return io.flash_tiled(w, HOPPER)
+        return io.flash_tiled(w, forward=HOPPER)
     return (fused.DKDV,) if w.pass_ == "bwd" else (HOPPER, fused.DKDV)
 
 
@@ -66,46 +64,63 @@ def hopper_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
     return (*(io.flash_ledger(before, uses, HOPPER) if before else ()), *fused.fused_ledger(w, uses))
 
 
+def warpgroup_blocks(w: AttentionWorkload, tile: KernelUse) -> int:
+    """Blocks of keys that the warpgroups of one head multiply together, each 64 rows of queries.
+
+    A warpgroup stops at the diagonal of its own last row, where K and V are loaded to that of the tile. Each
+    multiplies one block at least, and no more where none of its rows is in range.
+    """
+    rows = tiles.WARPGROUP_ROWS
+    whole, last = -(-w.seq_k // tile.block_n), -(-w.seq_q // tile.block_m) * tile.block_m
+    starts = range(0, w.seq_q, rows)
+    beyond = len(range(0, last, rows)) - len(starts)
+    if not w.causal:
+        return len(starts) * whole + beyond
+    visible = (min(start + rows, w.seq_q) + w.seq_k - w.seq_q for start in starts)
+    return sum(max(1, -(-keys // tile.block_n)) for keys in visible) + beyond
+
+
 def hopper_flops(w: AttentionWorkload, uses: Uses) -> int:
-    """What the tensor units execute: backward five products a tile, seven in the kernels of `flash`."""
-    return _of_passes(w, uses, fused.fused_flops, lambda v, u: io.flash_flops(v, u, HOPPER))
+    """What the tensor units execute: forward 2 products for each block of a warpgroup, padded columns.
+
+    Backward five products a tile, less what a warpgroup passes over; seven in the kernels of `flash-triton`.
+    """
+    flops = 0
+    if w.pass_ != "bwd":
+        tile = io.tile_of(uses, HOPPER)
+        product = 2 * tiles.WARPGROUP_ROWS * tile.block_n * fused.width_of(w)
+        flops += 2 * product * warpgroup_blocks(w, tile) * w.batch * w.heads
+    if w.pass_ != "fwd":
+        backward = msgspec.structs.replace(w, pass_="bwd")
+        flops += fused.fused_flops(w, uses) if fused.is_fused(w) else io.flash_flops(backward, uses)
+    return flops
 
 
 def hopper_exps(w: AttentionWorkload, uses: Uses) -> int:
-    """One exp per visible score in each pass, one more backward with the kernels of `flash`."""
-    return _of_passes(w, uses, lambda v, _: v.pairs, io.flash_exps)
-
-
-def _of_passes(
-    w: AttentionWorkload,
-    uses: Uses,
-    backward: Callable[[AttentionWorkload, Uses], int],
-    otherwise: Callable[[AttentionWorkload, Uses], int],
-) -> int:
+    """One exp per visible score in each pass, one more backward with the kernels of `flash-triton`."""
     if not fused.is_fused(w):
-        return otherwise(w, uses)
-    before = _forward_of(w)
-    return backward(w, uses) + (otherwise(before, uses) if before else 0)
+        return io.flash_exps(w, uses)
+    return (1 if w.pass_ == "bwd" else 2) * w.pairs
 
 
-def hopper_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+def hopper_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """Why it executes more FLOPs than the convention counts: fused, not by recomputing more than it."""
     if w.head_dim > tiles.WIDEST_HOPPER_BACKWARD:
-        return io.flash_extra_flops(w, HOPPER)
+        return io.flash_extra_flops(w, forward=HOPPER)
     causes = ["masked part of diagonal tiles"] if w.causal else []
     if w.head_dim < (width := fused.width_of(w)):
         causes.append(f"head dim {w.head_dim} padded to {width}")
     return tuple(causes)
 
 
-def hopper_launches(w: AttentionWorkload) -> int:
-    """One forward; backward statistics, zeros, dK and dV and dQ's sum, dQ, or the three of `flash`."""
+def hopper_launches(w: AttentionWorkload, _: Uses = ()) -> int:
+    """One forward; backward statistics, zeros, dK and dV and dQ's sum, dQ, or the three of `flash-triton`."""
     backward = fused.LAUNCHES if fused.is_fused(w) else 3
     return {"fwd": 1, "bwd": backward, "fwd-bwd": 1 + backward}[w.pass_]
 
 
 def hopper_workspace(w: AttentionWorkload) -> int:
-    """LSE forward; backward also padded statistics and the sum of dQ, or D with the kernels of `flash`."""
+    """LSE forward; backward also padded statistics and the sum of dQ, or D with portable kernels."""
     return fused.fused_workspace(w) if fused.is_fused(w) else io.flash_workspace(w)
 
 
@@ -128,18 +143,16 @@ def hopper_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cach
     return Cached(traffic=first.traffic + found.traffic, reason=reason)
 
 
-def _working_set(w: AttentionWorkload, uses: Uses) -> int:
+def _working_set(w: AttentionWorkload) -> int:
     """Bytes of the inputs of the backward and of the sum."""
-    block_m = io.tile_of(uses, fused.DKDV).block_m
-    inputs = io.compulsory(msgspec.structs.replace(w, pass_="bwd")).read_bytes
-    return inputs + fused.sum_bytes(w, block_m)
+    return io.compulsory(msgspec.structs.replace(w, pass_="bwd")).read_bytes + fused.sum_bytes(w)
 
 
 def _fused_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cached:
     """The fused backward alone."""
     tile = io.tile_of(uses, fused.DKDV)
     q, kv = w.query_bytes, w.key_bytes
-    padded, whole = fused.padded_bytes(w), fused.sum_bytes(w, tile.block_m)
+    padded, whole = fused.padded_bytes(w), fused.sum_bytes(w)
     visible = io.query_blocks(w, tile)
     rows_head = (2 * q + 2 * padded + whole) // (w.batch * w.kv_heads)
     found = streamed(w, tile, rows_head, len(visible), device)
@@ -148,10 +161,10 @@ def _fused_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cach
     once = io.compulsory(msgspec.structs.replace(w, pass_="bwd")).read_bytes
     # O, dO and LSE; K, V, Q, dO and statistics; the sum to add to, and to convert.
     least = 2 * q + 4 * w.rows + 2 * kv + 2 * q + 2 * padded + 2 * whole
-    lost = lost_between(_working_set(w, uses), device.level("l2").capacity_bytes)
+    lost = lost_between(_working_set(w), device.level("l2").capacity_bytes)
     asked = total(fused.fused_ledger(w, uses))
     reads = once + round(lost * (least - once)) + round(again * (2 * q + 2 * padded + whole))
-    added = fused.visits_of(w, tile) * 4 * tiles.HOPPER_SUM_TILE
+    added = fused.added_bytes(w, tile)
     # Zeros reach DRAM, and what is added to them later, unless it all stays in L2.
     writes = 2 * kv + q + 2 * padded + whole + round((lost + again) * whole)
     reasons = [found.reason, "the sum of dQ is read and written as often as Q and dO are read (assumed)"]

@@ -1,9 +1,10 @@
 """The IO model of the fused backward of `flash-hopper`, of head dims up to 128.
 
 Source: Shah et al., arXiv 2407.08608, appendix B.1: one kernel gives dK, dV and dQ, the last by atomic
-additions to a sum in float32, which is zeroed before and converted after it. Results are totals over batch
-and heads. The additions are not in the ledger: on an H200 the counter of writes from SMs to L2 does not have
-them (it shows dK and dV within 0.3 %), and that of reductions has 1.5 sectors of 32 bytes for each 32 added.
+additions to a sum in float32, which is zeroed before and converted after it. Up to 64 columns a warpgroup of
+its own computes dQ, above the two that have dK and dV. Results are totals over batch and heads. The additions
+are not in the ledger: on an H200 the counter of writes from SMs to L2 does not have them (it shows dK and dV
+within 0.3 %), and that of reductions has 1.5 sectors of 32 bytes for each 32 added.
 """
 
 from typing import Final
@@ -21,7 +22,6 @@ ZEROS: Final = "zero dQ in fp32"
 PRODUCTS: Final = 5
 #: Statistics, zeros, products and the conversion.
 LAUNCHES: Final = 4
-_STEP_BYTES: Final = 4 * tiles.HOPPER_SUM_TILE
 
 
 def is_fused(w: AttentionWorkload) -> bool:
@@ -40,9 +40,10 @@ def padded_bytes(w: AttentionWorkload) -> int:
     return STATISTIC_BYTES * w.batch * w.heads * rows
 
 
-def sum_bytes(w: AttentionWorkload, block_m: int) -> int:
-    """Bytes of the sum of dQ: float32, whole tiles."""
-    return _STEP_BYTES * w.batch * w.heads * -(-w.seq_q // block_m)
+def sum_bytes(w: AttentionWorkload) -> int:
+    """Bytes of the sum of dQ: float32, whole tiles, whatever rows a step adds."""
+    rows = tiles.HOPPER_SUM_TILE // width_of(w)
+    return 4 * tiles.HOPPER_SUM_TILE * w.batch * w.heads * -(-w.seq_q // rows)
 
 
 def visits_of(w: AttentionWorkload, tile: KernelUse) -> int:
@@ -50,14 +51,31 @@ def visits_of(w: AttentionWorkload, tile: KernelUse) -> int:
     return w.batch * w.heads * sum(len(blocks) for blocks in query_blocks(w, tile))
 
 
+def added_bytes(w: AttentionWorkload, tile: KernelUse) -> int:
+    """Bytes that are added to the sum of dQ: float32, whole blocks of rows, padded columns."""
+    return 4 * tile.block_m * width_of(w) * visits_of(w, tile)
+
+
+def passed_over(w: AttentionWorkload, tile: KernelUse) -> int:
+    """Of the visits those that the second warpgroup passes over: no row of the block sees its 64 keys.
+
+    Under a causal mask that is the first visit of each block of keys, unless row 0 sees two or more of them.
+    """
+    if not w.causal or tile.block_m != tiles.WARPGROUP_ROWS:
+        return 0
+    starts = range(0, w.seq_k, tile.block_n)
+    visited = zip(starts, query_blocks(w, tile), strict=True)
+    return w.batch * w.heads * sum(bool(rows) and start >= w.seq_k - w.seq_q for start, rows in visited)
+
+
 def fused_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
     """What the four kernels move between SMs and L2, with the tile that ran.
 
     TMA reads no row of Q and dO beyond N_q, but whole blocks of LSE and D, which are padded. What is added
-    to dQ's sum, a whole tile for each visit, is left out.
+    to dQ's sum, a whole block for each visit, is left out.
     """
     tile = tile_of(uses, DKDV)
-    q, kv, padded, whole = w.query_bytes, w.key_bytes, padded_bytes(w), sum_bytes(w, tile.block_m)
+    q, kv, padded, whole = w.query_bytes, w.key_bytes, padded_bytes(w), sum_bytes(w)
     visits = visits_of(w, tile)
     rows = sum(max(0, w.seq_q - blocks.start * tile.block_m) for blocks in query_blocks(w, tile))
     row_bytes = w.batch * w.heads * rows * w.head_dim * w.element_bytes
@@ -82,12 +100,18 @@ def fused_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
 
 
 def fused_flops(w: AttentionWorkload, uses: Uses) -> int:
-    """What the tensor units execute: five products a tile, whole tiles, padded columns."""
-    tile = tile_of(uses, DKDV)
-    return PRODUCTS * 2 * tile.block_m * tile.block_n * width_of(w) * visits_of(w, tile)
+    """What the tensor units execute: five products a tile, whole tiles, padded columns.
+
+    A block that is passed over lacks half of four products. Its dQ is whole where a warpgroup of its own
+    multiplies the zeros that stand for dS; of two that share it, the one that passes over leaves them out,
+    half of its half.
+    """
+    tile, width = tile_of(uses, DKDV), width_of(w)
+    product = 2 * tile.block_m * tile.block_n * width
+    lacking = 2 * product if width == tiles.HOPPER_WIDTH else 2 * product + product // 4
+    return PRODUCTS * product * visits_of(w, tile) - lacking * passed_over(w, tile)
 
 
 def fused_workspace(w: AttentionWorkload) -> int:
     """LSE, both padded statistics, and the sum."""
-    block_m = tiles.hopper_backward_tile(w.head_dim).block_m
-    return STATISTIC_BYTES * w.rows + 2 * padded_bytes(w) + sum_bytes(w, block_m)
+    return STATISTIC_BYTES * w.rows + 2 * padded_bytes(w) + sum_bytes(w)

@@ -18,7 +18,7 @@ from perfkit.ops.attention_ledger import (
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse, Ledger, Uses, total
 
-#: The forward kernels that have FA2's loops: of `flash`, and of `flash-hopper`.
+#: The forward kernels that have FA2's loops: of `flash-triton`, and of `flash-hopper`.
 FORWARD: Final = "flash_forward"
 HOPPER: Final = "flash_hopper_forward"
 #: Kernel -> blocks of keys that a block of queries visits at least, and columns of its narrowest tile.
@@ -61,7 +61,7 @@ def standard_exps(w: AttentionWorkload, _: Uses = ()) -> int:
     return 0 if w.pass_ == "bwd" else w.rows * w.seq_k
 
 
-def standard_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+def standard_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """Why standard attention executes other FLOPs than the convention counts."""
     causes = ["masked half computed"] if w.causal else []
     if w.pass_ != "fwd":
@@ -69,7 +69,7 @@ def standard_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
     return tuple(causes)
 
 
-def standard_launches(w: AttentionWorkload) -> int:
+def standard_launches(w: AttentionWorkload, _: Uses = ()) -> int:
     """Kernels of torch: two products and a softmax forward, three more to make a mask; eight backward.
 
     Elementwise kernels over more than 2^31 bytes are split by torch into several, which is not counted.
@@ -127,14 +127,14 @@ def _queries_read(w: AttentionWorkload, tile: KernelUse) -> int:
     return sum(max(0, w.seq_q - blocks.start * tile.block_m) for blocks in query_blocks(w, tile))
 
 
-def flash_tiled(w: AttentionWorkload, forward: str = FORWARD) -> tuple[str, ...]:
+def flash_tiled(w: AttentionWorkload, _: Uses = (), forward: str = FORWARD) -> tuple[str, ...]:
     """The kernels of the pass that loop over tiles; `forward`, as in what follows, is the forward kernel."""
     backward = ("flash_dkdv", "flash_dq")
     return {"fwd": (forward,), "bwd": backward, "fwd-bwd": (forward, *backward)}[w.pass_]
 
 
 def flash_ledger(w: AttentionWorkload, uses: Uses, forward: str = FORWARD) -> Ledger:
-    """What the kernels of `flash` move between SMs and L2 for the pass, with the tiles that ran."""
+    """What the portable kernels move between SMs and L2 for the pass, with the tiles that ran."""
     moved: Ledger = ()
     if w.pass_ != "bwd":
         moved += flash_forward_ledger(w, _keys_read(w, tile_of(uses, forward)), forward)
@@ -145,29 +145,24 @@ def flash_ledger(w: AttentionWorkload, uses: Uses, forward: str = FORWARD) -> Le
 
 
 def flash_traffic(w: AttentionWorkload, uses: Uses, forward: str = FORWARD) -> Traffic:
-    """SM<->L2 traffic of `flash` for the pass, with the tiles that ran."""
+    """SM<->L2 traffic of `flash-triton` for the pass, with the tiles that ran."""
     return total(flash_ledger(w, uses, forward))
 
 
-def _width(head_dim: int, kernel: str) -> int:
-    """Columns of a tile: the head dim padded to a power of two, at least the kernel's narrowest."""
-    return max(NARROWEST.get(kernel, 16), 1 << (head_dim - 1).bit_length())
-
-
-def flash_flops(w: AttentionWorkload, uses: Uses, forward: str = FORWARD) -> int:
+def flash_flops(w: AttentionWorkload, uses: Uses) -> int:
     """What the tensor units execute: whole tiles, head dim padded to a power of two.
 
     Forward 2 products a tile; dK/dV kernel 4 (S, dP, dV, dK); dQ kernel 3 (S, dP, dQ): 7 where one fused
     kernel needs 5.
     """
+    depth = max(16, 1 << (w.head_dim - 1).bit_length())
 
     def product(tile: KernelUse, visits: int) -> int:
-        depth = _width(w.head_dim, tile.kernel)
         return 2 * tile.block_m * tile.block_n * depth * visits * w.batch * w.heads
 
     flops = 0
     if w.pass_ != "bwd":
-        tile = tile_of(uses, forward)
+        tile = tile_of(uses, FORWARD)
         flops += 2 * product(tile, sum(key_blocks(w, tile)))
     if w.pass_ != "fwd":
         dkdv, dq = tile_of(uses, "flash_dkdv"), tile_of(uses, "flash_dq")
@@ -181,8 +176,8 @@ def flash_exps(w: AttentionWorkload, _: Uses) -> int:
     return {"fwd": 1, "bwd": 2, "fwd-bwd": 3}[w.pass_] * w.pairs
 
 
-def flash_extra_flops(w: AttentionWorkload, forward: str = FORWARD) -> tuple[str, ...]:
-    """Why `flash` executes more FLOPs than the convention counts."""
+def flash_extra_flops(w: AttentionWorkload, _: Uses = (), forward: str = FORWARD) -> tuple[str, ...]:
+    """Why the portable kernels execute more FLOPs than the convention counts."""
     causes = ["masked part of diagonal tiles"] if w.causal else []
     if w.pass_ != "fwd":
         causes.append("S and dP recomputed twice (7 products for 5)")
@@ -191,6 +186,11 @@ def flash_extra_flops(w: AttentionWorkload, forward: str = FORWARD) -> tuple[str
     if w.head_dim & (w.head_dim - 1):
         causes.append(f"head dim {w.head_dim} padded to a power of two")
     return tuple(causes)
+
+
+def flash_launches(w: AttentionWorkload, _: Uses = ()) -> int:
+    """One kernel forward; D, dK and dV, dQ backward."""
+    return {"fwd": 1, "bwd": 3, "fwd-bwd": 4}[w.pass_]
 
 
 def flash_workspace(w: AttentionWorkload) -> int:

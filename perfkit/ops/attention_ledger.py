@@ -1,7 +1,7 @@
 """The byte ledger of attention: what each kernel or step reads and writes of each tensor.
 
-Bytes over batch and heads, at the level where they are exact: DRAM for `standard`, SM<->L2 for `flash`. How
-many rows of keys or queries the tiles of `flash` visit is counted in `attention_io`.
+Bytes over batch and heads, at the level where they are exact: DRAM for `standard`, SM<->L2 for
+`flash-triton`. How many rows of keys or queries its tiles visit is counted in `attention_io`.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def _standard_backward(w: AttentionWorkload) -> Ledger:
     )
 
 
-# The kernels of `flash`, by their names. `keys` and `queries` are rows of one head, summed over the blocks
+# The portable kernels, by their names. `keys` and `queries` are rows of one head, summed over the blocks
 # that visit them. Query heads do not share tiles, so K and V are read again for each of them; but one program
 # serves all query heads of a K/V head in flash_dkdv.
 

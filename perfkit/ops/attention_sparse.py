@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FORWARD: Final = "block_sparse_forward"
 DKDV: Final = "block_sparse_dkdv"
 DQ: Final = "block_sparse_dq"
-#: In launch order, with the kernel of `flash` whose loops each has.
+#: In launch order, with the portable kernel of `flash` whose loops each has.
 _LOOPS_OF: Final = {
     "flash_forward": FORWARD,
     "flash_delta": "flash_delta",
@@ -102,13 +102,13 @@ def _rows(members: Any, side: int, length: int) -> Any:
     return np.minimum(side, length - members.astype(np.int64) * side)
 
 
-def block_sparse_tiled(w: AttentionWorkload) -> tuple[str, ...]:
+def block_sparse_tiled(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """The kernels of the pass that loop over tiles."""
     return {"fwd": (FORWARD,), "bwd": (DKDV, DQ), "fwd-bwd": (FORWARD, DKDV, DQ)}[w.pass_]
 
 
 def block_sparse_plan(w: AttentionWorkload, capability: tuple[int, int]) -> Uses:
-    """The tiles that would run on a device of this compute capability: `flash`'s, cut to the block.
+    """The tiles that would run on a device of this compute capability: `flash-triton`'s, cut to the block.
 
     Those of its causal kernels, which have two loops as well, for a pattern without blocks.
     """
@@ -133,7 +133,7 @@ def block_of(w: AttentionWorkload) -> int | None:
 
 def within_blocks(
     plan: Callable[[AttentionWorkload, tuple[int, int]], Uses],
-    needed: Callable[[AttentionWorkload], tuple[str, ...]],
+    needed: Callable[[AttentionWorkload, Uses], tuple[str, ...]],
 ) -> Retiling:
     """`chosen`, and UsageError for a tile that is longer than a block of the pattern."""
     choose = chosen(plan, needed)
@@ -163,7 +163,7 @@ def sparse_refuses(w: AttentionWorkload) -> str | None:
 
 
 def block_sparse_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
-    """What the kernels of the pass move between SMs and L2: that of `flash` for visited tiles, and lists."""
+    """What the kernels of the pass move between SMs and L2: `flash-triton`'s for visited tiles, and lists."""
     w = unstrided(w)
     moved: list[Moved] = []
     if w.pass_ != "bwd":
@@ -242,7 +242,7 @@ def block_sparse_exps(w: AttentionWorkload, uses: Uses) -> int:
     return flash_exps(w, uses)
 
 
-def block_sparse_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+def block_sparse_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """Why it executes more FLOPs than the convention counts."""
     return edge_flops(w) + flash_extra_flops(w)
 
@@ -255,7 +255,7 @@ def edge_flops(w: AttentionWorkload) -> tuple[str, ...]:
     return ("tiles padded in the last block",) if w.seq_k % block else ()
 
 
-def block_sparse_launches(w: AttentionWorkload) -> int:
+def block_sparse_launches(w: AttentionWorkload, _: Uses = ()) -> int:
     """One kernel forward, three backward; the lists are made before, once for a mask."""
     return {"fwd": 1, "bwd": 3, "fwd-bwd": 4}[w.pass_]
 

@@ -19,7 +19,7 @@ FORWARD: Final = "sparse1_forward"
 BACKWARD: Final = "sparse1_backward"
 
 
-def sparse1_tiled(w: AttentionWorkload) -> tuple[str, ...]:
+def sparse1_tiled(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """The kernels of the pass: both loop over tiles."""
     return {"fwd": (FORWARD,), "bwd": (BACKWARD,), "fwd-bwd": (FORWARD, BACKWARD)}[w.pass_]
 
@@ -90,7 +90,7 @@ def sparse1_exps(w: AttentionWorkload, _: Uses) -> int:
     return len(sparse1_tiled(w)) * w.pairs
 
 
-def sparse1_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
+def sparse1_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """Why it executes more FLOPs than the convention counts: not by recomputing more than it."""
     causes = edge_flops(w)
     if w.head_dim & (w.head_dim - 1):
@@ -98,7 +98,7 @@ def sparse1_extra_flops(w: AttentionWorkload) -> tuple[str, ...]:
     return causes
 
 
-def sparse1_launches(w: AttentionWorkload) -> int:
+def sparse1_launches(w: AttentionWorkload, _: Uses = ()) -> int:
     """One kernel a pass: it zeroes what it accumulates in. The mask is turned round before, once."""
     return len(sparse1_tiled(w))
 

@@ -24,7 +24,7 @@ STATISTICS: Final = "square_statistics"
 OUTPUT: Final = "square_output"
 
 
-def square_tiled(_: AttentionWorkload) -> tuple[str, ...]:
+def square_tiled(_: AttentionWorkload, __: Uses = ()) -> tuple[str, ...]:
     """The kernels: all of them loop over tiles."""
     return SCORES, STATISTICS, OUTPUT
 
@@ -134,12 +134,12 @@ def square_exps(w: AttentionWorkload, uses: Uses) -> int:
     return (1 + _over(w.head_dim, tile_of(uses, OUTPUT).block_n)) * w.pairs
 
 
-def square_extra_flops(_: AttentionWorkload) -> tuple[str, ...]:
+def square_extra_flops(_: AttentionWorkload, __: Uses = ()) -> tuple[str, ...]:
     """Nothing is computed twice by the tensor units, and slices divide the head dim."""
     return ()
 
 
-def square_launches(w: AttentionWorkload) -> int:
+def square_launches(w: AttentionWorkload, _: Uses = ()) -> int:
     """The three kernels."""
     return len(square_tiled(w))
 

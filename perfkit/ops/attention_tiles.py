@@ -18,6 +18,8 @@ _SHARED: Final[dict[str, Callable[[tiles.Tile, int], int]]] = {
     "flash_forward": tiles.forward_shared_bytes,
     "flash_dkdv": tiles.dkdv_shared_bytes,
     "flash_dq": tiles.dq_shared_bytes,
+    "flash_hopper_forward": tiles.hopper_shared_bytes,
+    "flash_hopper_dkdv": tiles.hopper_dkdv_shared_bytes,
     "flash1_forward": tiles.flash1_shared_bytes,
     "flash1_backward": tiles.flash1_backward_shared_bytes,
     "block_sparse_forward": tiles.forward_shared_bytes,
@@ -50,7 +52,7 @@ def with_tiles(
         if size is not None and (not 16 <= size <= 1024 or size & (size - 1)):
             raise UsageError(f"{option} must be a power of two from 16 to 1024, not {size}")
     options, uses = row.retiled(w, device, block_m, block_n)
-    return msgspec.structs.replace(row, options={**row.options, **options}, plan=lambda *_: uses)
+    return msgspec.structs.replace(row, options={**row.options, **options}, plan=lambda *_: uses, rest=None)
 
 
 def shared_bytes_of(use: KernelUse, head_dim: int) -> int | None:
@@ -68,7 +70,7 @@ def _warps(rows: int, columns: int) -> int:
 
 def chosen(
     plan: Callable[[AttentionWorkload, tuple[int, int]], Uses],
-    needed: Callable[[AttentionWorkload], tuple[str, ...]],
+    needed: Callable[[AttentionWorkload, Uses], tuple[str, ...]],
     warps: Callable[[int, int], int] = _warps,
 ) -> Retiling:
     """The retiling of an implementation whose `plan` is a table and whose target takes `tiles`, one a kernel.
@@ -80,9 +82,11 @@ def chosen(
     def retiled(
         w: AttentionWorkload, device: DeviceProfile, block_m: int | None, block_n: int | None
     ) -> tuple[Mapping[str, Any], Uses]:
+        table = plan(w, table_capability(device))
+        changed = needed(w, table)
         uses = tuple(
-            _fitting(use, w.head_dim, device, block_m, block_n, warps) if use.kernel in needed(w) else use
-            for use in plan(w, table_capability(device))
+            _fitting(use, w.head_dim, device, block_m, block_n, warps) if use.kernel in changed else use
+            for use in table
         )
         sides = ("block_m", "block_n", "num_warps", "num_stages")
         return {"tiles": [[getattr(use, side) for side in sides] for use in uses]}, uses

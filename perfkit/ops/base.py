@@ -73,17 +73,17 @@ class IOModel(msgspec.Struct, frozen=True, kw_only=True):
     `level` is the boundary at which the `ledger` is what the counters must show; `source` says whose formula
     it is; `tiled` names the kernels of the pass without whose tiles there is no ledger; `extra_flops` says
     why the issued FLOPs differ from the convention's. `dram` predicts DRAM traffic from the workload, the
-    tiles and the device's L2.
+    tiles and the device's L2. Where there are several paths, the kernels among the tiles say which one it is.
     """
 
     level: Level
     ledger: Callable[[Any, Uses], Ledger]
-    tiled: Callable[[Any], tuple[str, ...]]
+    tiled: Callable[[Any, Uses], tuple[str, ...]]
     dram: Callable[[Any, Uses, DeviceProfile], Cached]
     issued_flops: Callable[[Any, Uses], int]
     exps: Callable[[Any, Uses], int]
-    extra_flops: Callable[[Any], tuple[str, ...]]
-    launches: Callable[[Any], int]
+    extra_flops: Callable[[Any, Uses], tuple[str, ...]]
+    launches: Callable[[Any, Uses], int]
     source: str
 
     def traffic(self, workload: Any, uses: Uses) -> Traffic:
@@ -99,8 +99,9 @@ Retiling = Callable[[Any, DeviceProfile, int | None, int | None], tuple[Mapping[
 class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     """One way of computing an op.
 
-    `target` is a lazy "module:function"; `plan` a lazy function from (head_dim, capability, causal, pass)
-    to tiles, so that the model works where nothing can be compiled. `io` is None where the tile is somebody
+    `target` is a lazy "module:function"; `plan` a lazy function from (workload, capability) to tiles, so that
+    the model works where nothing can be compiled; `rest` one from what ran as well to the tiles of that path,
+    where a device alone does not say which path is taken. `io` is None where the tile is somebody
     else's secret: then only compulsory traffic is modelled. `workspace` is what it allocates besides its
     inputs and outputs, in bytes, and `dtypes` what it computes in. One that `materialises` its intermediate
     matrices does not share tiles of queries, and has no tile height. One that is `named_only` is no part of
@@ -109,7 +110,7 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     the target; `retiled` gives those that make it run other tiles, and what these are, or raises UsageError.
     `shaped` is given where it runs another workload than the one that is asked for: `mqa` one with a single
     K/V head. `pinned` are options with which it does again what it did, where sizes alone do not say that.
-    `uncounted` says why its kernels cannot be executed on a CPU, if they cannot.
+    `uncounted` says of tiles why their kernels cannot be executed on a CPU, if they cannot.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     materialises: bool = False
     named_only: bool = False
     plan: Callable[[Any, tuple[int, int]], Uses] | None = None
+    rest: Callable[[Any, tuple[int, int], Uses], Uses] | None = None
     io: IOModel | None = None
     refuses: Callable[[Any], str | None] | None = None
     serves: frozenset[str] = frozenset()
@@ -129,7 +131,7 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     retiled: Retiling | None = None
     shaped: Callable[[Any], Any] | None = None
     pinned: Callable[[Uses], Mapping[str, Any]] | None = None
-    uncounted: str | None = None
+    uncounted: Callable[[Uses], str | None] | None = None
 
     def workload(self, asked: Any) -> Any:
         """The workload that it runs where `asked` is asked for. UsageError where there is none."""
@@ -143,6 +145,12 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
             if feature not in self.serves:
                 return f"{self.name} has no {feature}"
         return self.refuses(workload) if self.refuses else None
+
+    def not_counted(self, workload: Any, capability: tuple[int, int]) -> str | None:
+        """Why the kernels that it would run on a device cannot be executed on a CPU; None where they can."""
+        if self.uncounted is None:
+            return None
+        return self.uncounted(self.plan(workload, capability) if self.plan else ())
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):

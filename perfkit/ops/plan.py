@@ -11,9 +11,12 @@ def capability_of(profile: DeviceProfile) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def planned(row: Implementation, w: AttentionWorkload, profile: DeviceProfile) -> Uses:
-    """The tiles that `row` would run on `profile`; empty where they are not known."""
-    return () if row.plan is None else row.plan(w, table_capability(profile))
+def planned(row: Implementation, w: AttentionWorkload, profile: DeviceProfile, ran: Uses = ()) -> Uses:
+    """The tiles that `row` would run on `profile`, where `ran` did already; empty if not known."""
+    capability = table_capability(profile)
+    if ran and row.rest is not None:
+        return row.rest(w, capability, ran)
+    return () if row.plan is None else row.plan(w, capability)
 
 
 def table_capability(profile: DeviceProfile) -> tuple[int, int]:

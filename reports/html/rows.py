@@ -6,9 +6,9 @@ import msgspec
 
 from perfkit.analysis.comparison import workloads
 from perfkit.analysis.study import Finding, Study
-from perfkit.ops import find_op
 from perfkit.record import Run
 from perfkit.reports.html.cells import Cell, Looks, Row, once
+from perfkit.reports.kernel_words import needed
 from perfkit.reports.places import place
 
 Cells = Callable[[Finding], Sequence[tuple[Cell, ...]]]
@@ -30,10 +30,7 @@ def named(finding: Finding, study: Study) -> str:
 
 def _tiles(op: str, run: Run) -> str:
     """The tiles of the kernels of its pass."""
-    row = find_op(op).implementation(run.impl)
-    needed = row.io.tiled(run.workload) if row is not None and row.io is not None else ()
-    uses = (use for use in run.uses if use.kernel in needed)
-    return ", ".join(dict.fromkeys(f"{use.block_m} x {use.block_n}" for use in uses)) or "no tiles"
+    return ", ".join(dict.fromkeys(f"{use.block_m} x {use.block_n}" for use in needed(op, run))) or "no tiles"
 
 
 def by_workload(study: Study, cells: Cells) -> tuple[Row, ...]:

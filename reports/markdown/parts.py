@@ -12,6 +12,7 @@ from perfkit.analysis.verdict import Verdict
 from perfkit.model.units import show, significant
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.reports import cells
+from perfkit.reports.kernel_words import of_runs
 from perfkit.reports.law import exponent_text, range_text
 from perfkit.reports.law_plot import LEVEL_WORDS
 from perfkit.reports.law_words import sentences
@@ -35,11 +36,11 @@ def brief(study: Study) -> str:
 
 
 def details(study: Study, threshold: float) -> str:
-    """What is compared in a study, its IO check, and where its numbers are from."""
+    """What is compared in a study, its IO check, its kernels, and where its numbers are from."""
     found = comparison_of(study, threshold)
     title = f"**Compared with {escape(study.record.baseline or '')}**\n\n"
     compared = "" if found is None else title + comparison(found)
-    return "\n".join(text for text in (compared, io_check(study), environment(study)) if text)
+    return "\n".join(text for text in (compared, io_check(study), kernels(study), environment(study)) if text)
 
 
 def law(found: Sequence[FittedLaw]) -> str:
@@ -190,6 +191,15 @@ def _held(pairs: Sequence[tuple[Finding, Verdict]], among: Sequence[AttentionWor
         for finding, verdict in pairs
     ]
     return table(columns, rows)
+
+
+def kernels(study: Study) -> str:
+    """The tile and compiled code of every kernel that ran, folded away; empty where none is known."""
+    asked, _ = parted(study)
+    runs = (finding.placement.run for finding in asked.findings)
+    labelled = ((run.impl, run) for run in runs if cells.ended_well(run))
+    lines = tuple(of_runs(study.record.op, labelled, workloads(asked)))
+    return folded("Kernels", bullets(lines)) if lines else ""
 
 
 def environment(study: Study) -> str:

@@ -14,8 +14,9 @@ MODEL = ["roofline", "--device", "h200-141gb-sxm", "--seq", "1k"]
 COUNT = "must be a positive count such as 4096, 16k or 1m, not"
 KILO = "k is 1024, m is 1024 * 1024"
 IMPLS = (
-    "all, standard, flash, flash-hopper, flash1, gpt2, square, flash-decode, block-sparse, block-sparse1, "
-    "sdpa-flash, sdpa-cudnn, sdpa-efficient, sdpa-math, flex, gathered, sdpa, reference, mha, gqa, mqa"
+    "all, standard, flash, flash-triton, flash-hopper, flash1, gpt2, square, flash-decode, block-sparse, "
+    "block-sparse1, sdpa-flash, sdpa-cudnn, sdpa-efficient, sdpa-math, flex, gathered, sdpa, reference, "
+    "mha, gqa, mqa"
 )
 
 

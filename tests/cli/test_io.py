@@ -10,10 +10,8 @@ import pytest
 from perfkit import cli
 from perfkit.measure.counting import recorded
 from perfkit.measure.counting.types import Count, Failure, Request
-from perfkit.model.catalogue import load
 from perfkit.model.traffic import Traffic
 from perfkit.ops import find_op
-from perfkit.ops.plan import planned
 from perfkit.record import load as read_record
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -67,11 +65,11 @@ def fake_count(monkeypatch: pytest.MonkeyPatch, off: int) -> list[Request]:
         return tuple(map(answer, requests))
 
     def answer(one: Request) -> Count:
-        row = OP.implementation(one.impl)
+        tiles = msgspec.json.decode(one.options).get("tiles")
+        row = OP.implementation("flash-triton" if tiles and one.impl == "flash" else one.impl)
         assert row is not None
         assert row.io is not None
-        uses = planned(row, one.workload, load("h200-141gb-sxm"))
-        tiles = msgspec.json.decode(one.options).get("tiles")
+        uses = row.plan(one.workload, one.capability) if row.plan else ()
         if tiles:
             uses = tuple(
                 msgspec.structs.replace(use, block_m=tile[0], block_n=tile[1])
@@ -86,7 +84,7 @@ def fake_count(monkeypatch: pytest.MonkeyPatch, off: int) -> list[Request]:
     return came
 
 
-COUNT = ["--count", "--seq", "256", "--impl", "flash", "--device", "h200-141gb-sxm"]
+COUNT = ["--count", "--seq", "256", "--impl", "flash-triton", "--device", "h200-141gb-sxm"]
 
 
 def test_counts_that_are_equal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,14 +142,67 @@ def test_a_sweep_is_counted_where_its_trials_are_short(
 def test_what_cannot_be_counted_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(recorded, "answers", lambda _: (Failure(message="flash: it broke"),))
+    monkeypatch.setattr(recorded, "answers", lambda _: (Failure(message="flash-triton: it broke"),))
     path = tmp_path / "io.json"
     code, found, _ = output([*COUNT, "--json", str(path)], monkeypatch, capsys)
     assert code == 1
     assert "equal" not in found
-    assert "  flash: not counted: flash: it broke\n" in found
+    assert "  flash-triton: not counted: flash-triton: it broke\n" in found
     number = read_record(path).runs[0].numbers["l2_read_counted"]
-    assert (number.value, number.reason) == (None, "flash: it broke")
+    assert (number.value, number.reason) == (None, "flash-triton: it broke")
+
+
+GLUON = (
+    "Triton's interpreter cannot execute Gluon, in which its kernels are written for this device; the "
+    "portable ones can be counted: --impl flash-triton"
+)
+
+
+def test_on_hopper_flash_is_not_counted_and_says_what_can_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    came = fake_count(monkeypatch, 0)
+    path = tmp_path / "io.json"
+    arguments = ["--count", "--seq", "256", "--impl", "flash", "--json", str(path)]
+    code, found, _ = output([*arguments, "--device", "h200-141gb-sxm"], monkeypatch, capsys)
+    assert (code, came) == (0, [])  # no failure: there is nothing that could be counted
+    assert f"flash is not counted: {GLUON}" in " ".join(found.split())
+    number = read_record(path).runs[0].numbers["l2_read_counted"]
+    assert (number.value, number.reason) == (None, f"not counted here: {GLUON}")
+
+
+def test_elsewhere_flash_is_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    came = fake_count(monkeypatch, 0)
+    arguments = ["--count", "--seq", "256", "--impl", "flash", "--device", "a100-80gb-sxm"]
+    code, found, _ = output(arguments, monkeypatch, capsys)
+    assert code == 0
+    assert found.count("equal") == 5  # Q, K, V, O, LSE
+    assert [(one.impl, one.capability, one.uncounted) for one in came] == [("flash", (8, 0), None)]
+
+
+def test_tiles_that_are_asked_for_are_counted_on_hopper_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    came = fake_count(monkeypatch, 0)
+    arguments = [
+        "--count",
+        "--seq",
+        "256",
+        "--impl",
+        "flash",
+        "--block-m",
+        "32",
+        "--device",
+        "h200-141gb-sxm",
+    ]
+    code, found, _ = output(arguments, monkeypatch, capsys)
+    assert code == 0
+    assert found.count("equal") == 5
+    (one,) = came
+    assert one.uncounted is None
+    assert msgspec.json.decode(one.options)["tiles"][0][:2] == [32, 128]
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,13 @@ LENGTHS = [(113, 113), (203, 256), (256, 203), (1000, 1000)]
 DESCRIBED = [(203, 256), (256, 203)]
 #: (implementation, N_q, N_k, head dim, other sizes, causal, descriptors). 96 is padded to 128 columns.
 EXACT: list[tuple[Any, ...]] = [
-    *(("flash", *n, d, {}, c, False) for n in LENGTHS for d in (64, 96, 128) for c in (False, True)),
-    *(("flash", *n, d, {}, c, True) for n in DESCRIBED for d in (64, 96, 128) for c in (False, True)),
-    *(("flash", 113, 1000, 64, GROUPED, c, described) for c in (False, True) for described in (False, True)),
+    *(("flash-triton", *n, d, {}, c, False) for n in LENGTHS for d in (64, 96, 128) for c in (False, True)),
+    *(("flash-triton", *n, d, {}, c, True) for n in DESCRIBED for d in (64, 96, 128) for c in (False, True)),
+    *(
+        ("flash-triton", 113, 1000, 64, GROUPED, c, described)
+        for c in (False, True)
+        for described in (False, True)
+    ),
     *(("flash1", *n, 96, {"heads": 2}, c, False) for n in LENGTHS[:3] for c in (False, True)),
 ]
 
@@ -47,7 +51,7 @@ def counts() -> dict[Request, Count]:
     """All counts of this file, made in one process: starting one takes seconds."""
     requests = [
         *(_exact(case) for case in EXACT),
-        *(_request("flash", _w(113, 203, causal=True, pass_=p)) for p in ("fwd", "bwd")),
+        *(_request("flash-triton", _w(113, 203, causal=True, pass_=p)) for p in ("fwd", "bwd")),
         *(_request(*case) for case in SAMPLED),
         *(_request("standard", _standard(causal, pass_)) for causal, pass_ in PASSES),
         OLDER,
@@ -75,7 +79,7 @@ def _differences(found: Count) -> tuple[Any, ...]:
 def test_the_count_is_the_ledger(case: tuple[Any, ...], counts: dict[Request, Count]) -> None:
     found = counts[_exact(case)]
     assert _differences(found) == ()
-    assert len({entry.kernel for entry in found.moved}) == (4 if found.impl == "flash" else 2)
+    assert len({entry.kernel for entry in found.moved}) == (4 if found.impl == "flash-triton" else 2)
     assert found.atomics == ()
     assert ("tiles read through tensor descriptors" in found.notes) == case[-1]
 
@@ -85,7 +89,7 @@ def _moved(found: Count) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def test_hand_derived_numbers(counts: dict[Request, Count]) -> None:
-    found = counts[_exact(("flash", 113, 113, 64, {}, False, False))]
+    found = counts[_exact(("flash-triton", 113, 113, 64, {}, False, False))]
     assert [(use.kernel, use.block_m, use.block_n) for use in found.uses] == [
         ("flash_forward", 64, 128),
         ("flash_delta", 64, 0),
@@ -123,7 +127,7 @@ def test_hand_derived_numbers(counts: dict[Request, Count]) -> None:
 def test_a_pass_is_counted_alone(counts: dict[Request, Count]) -> None:
     """The forward that a backward pass needs is run and not counted."""
     forward, backward = (
-        counts[_request("flash", _w(113, 203, causal=True, pass_=p))] for p in ("fwd", "bwd")
+        counts[_request("flash-triton", _w(113, 203, causal=True, pass_=p))] for p in ("fwd", "bwd")
     )
     assert {entry.kernel for entry in forward.moved} == {"flash_forward"}
     assert {entry.kernel for entry in backward.moved} == {"flash_delta", "flash_dkdv", "flash_dq"}
@@ -137,7 +141,7 @@ EVERY = Sampling(heads="all")
 ALIKE = Sampling(programs="alike")
 EVERY_ALIKE = Sampling(heads="all", programs="alike")
 SAMPLINGS = {
-    "flash": (Sampling(), EVERY, ALIKE, EVERY_ALIKE),
+    "flash-triton": (Sampling(), EVERY, ALIKE, EVERY_ALIKE),
     "flash1": (Sampling(), EVERY),
     "standard": (Sampling(), EVERY),
 }
@@ -150,7 +154,7 @@ SAMPLED = [
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("impl", ["flash", "flash1", "standard"])
+@pytest.mark.parametrize("impl", ["flash-triton", "flash1", "standard"])
 def test_a_sample_counts_what_all_count(impl: str, causal: bool, counts: dict[Request, Count]) -> None:
     found = [counts[_request(*case)] for case in SAMPLED if case[0] == impl and case[1].causal == causal]
     assert len(found) == len(SAMPLINGS[impl])
@@ -161,7 +165,7 @@ def test_a_sample_counts_what_all_count(impl: str, causal: bool, counts: dict[Re
 
 
 def test_what_was_sampled_is_stated(counts: dict[Request, Count]) -> None:
-    found = counts[_request("flash", _w(203, 256, **GROUPED), ALIKE)]
+    found = counts[_request("flash-triton", _w(203, 256, **GROUPED), ALIKE)]
     # One K/V head with 2 query heads. Blocks of 64: ceil(203 / 64) = 4 with a partial one, 8 in two heads, of
     # which one of each class and a witness of each run. Blocks of 64 keys: 4 whole ones, one and a witness.
     assert [(s.kernel, s.ran, s.programs) for s in found.sampled] == [
@@ -184,6 +188,7 @@ OLDER = request(_row("flash"), _w(256, 256, causal=False, dtype="fp16"), capabil
 
 
 def test_the_tiles_of_another_device(counts: dict[Request, Count]) -> None:
+    """There `flash` runs the portable kernels, and its model is that of what ran."""
     found = counts[OLDER]
     assert found.uses[0].block_m == 128  # 64 on 9.0
     # Q once, K and V in ceil(256 / 128) = 2 passes: (1 + 2 + 2) x 256 x 64 x 2 bytes.
@@ -243,7 +248,7 @@ def test_standard_backward_differs_by_the_softmax(causal: bool, counts: dict[Req
 
 
 def test_counted_numbers_of_a_run(counts: dict[Request, Count]) -> None:
-    found = numbers_of(counts[_request("flash", _w(113, 203, causal=True, pass_="fwd"))])
+    found = numbers_of(counts[_request("flash-triton", _w(113, 203, causal=True, pass_="fwd"))])
     read, written = (found[tag] for tag in TAGS)
     # Blocks of 128 x 64: one block of queries, which sees all 203 keys. Q and O 113 rows of 128 bytes.
     assert read.value == 113 * 128 + 2 * 203 * 128
@@ -264,7 +269,7 @@ def test_passes_are_not_bytes_between_sms_and_l2(counts: dict[Request, Count]) -
 def test_atomics_are_apart() -> None:
     entry = Moved(kernel="k", tensor="Q", traffic=Traffic(read_bytes=8, write_bytes=2))
     atomics = (Atomics(kernel="k", tensor="dQ", operations=3, operand_bytes=12),)
-    found = numbers_of(Count(impl="flash", workload=_w(16, 16), moved=(entry,), atomics=atomics))
+    found = numbers_of(Count(impl="flash-triton", workload=_w(16, 16), moved=(entry,), atomics=atomics))
     assert [found[tag].value for tag in TAGS] == [8, 2]
     assert found[TAGS[0]].reason == "12 bytes of atomic operations apart"
 
@@ -288,8 +293,14 @@ def test_differences_name_what_is_missing_on_either_side() -> None:
     ("impl", "w", "reason"),
     [
         ("sdpa-flash", _w(64, 64), "not perfkit's own"),
-        ("flash", _w(64, 64, dtype="fp32"), "dtype fp32: flash takes bf16, fp16"),
+        ("flash-triton", _w(64, 64, dtype="fp32"), "dtype fp32: flash-triton takes bf16, fp16"),
+        ("flash-triton", _w(64, 64, 20), "head dim 20"),
         ("flash", _w(64, 64, 20), "head dim 20"),
+        (
+            "flash",
+            _w(64, 64),
+            "Gluon, .*--impl flash-triton",
+        ),  # with the tiles of 9.0, unless others are asked for
     ],
 )
 def test_what_cannot_be_counted_is_refused(impl: str, w: AttentionWorkload, reason: str) -> None:
@@ -300,4 +311,4 @@ def test_what_cannot_be_counted_is_refused(impl: str, w: AttentionWorkload, reas
 def test_a_process_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting.sys, "executable", "/bin/false")
     with pytest.raises(CountFailed, match="ended with status 1: no word"):
-        count(ATTENTION, _row("flash"), _w(64, 64))
+        count(ATTENTION, _row("flash-triton"), _w(64, 64))

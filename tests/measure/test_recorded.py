@@ -19,7 +19,7 @@ LENGTHS = (64, 128, 256)
 
 
 def flash() -> Implementation:
-    row = OP.implementation("flash")
+    row = OP.implementation("flash-triton")
     assert row is not None
     return row
 
@@ -48,7 +48,7 @@ def test_each_run_gets_its_own_count(record: Record, monkeypatch: pytest.MonkeyP
     found = recorded.with_counts(record, asked, lambda *words: said.append(words))
     assert [run.value("l2_read_counted") for run in found.runs] == [64, None, 256]
     assert [len(run.counted) for run in found.runs] == [1, 0, 1]
-    assert [name for name, _ in said] == ["flash (1 of 2)", "flash (2 of 2)"]
+    assert [name for name, _ in said] == ["flash-triton (1 of 2)", "flash-triton (2 of 2)"]
     assert "counted: executed" in found.runs[0].notes
 
 

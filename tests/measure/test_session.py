@@ -10,6 +10,7 @@ from perfkit.errors import EnvironmentMissing, PerfkitError
 from perfkit.measure.draft import Draft, Incorrect, OutOfMemory, Refused
 from perfkit.measure.fake_backend import FakeBackend
 from perfkit.measure.model_backend import ModelBackend
+from perfkit.measure.modelled import add_model
 from perfkit.measure.session import Stage, Work, refusal, run_session
 from perfkit.model.catalogue import load
 from perfkit.ops import OPS
@@ -344,7 +345,22 @@ def test_the_model_backend_gives_formulas_and_reasons() -> None:
     assert {flash.numbers[tag].provenance for tag in MODELLED} == {"modelled"}
     assert standard.numbers["l2_read_modelled"].reason == "the tiles of its matmul library are not known"
     assert peer.numbers["flops_issued"].reason == "the tiles of this implementation are not known"
-    assert [use.kernel for use in flash.uses] == ["flash_forward", "flash_dkdv", "flash_dq"]
+    assert [use.kernel for use in flash.uses] == ["flash_hopper_forward", "flash_hopper_dkdv"]
+
+
+def test_what_did_not_run_is_modelled_on_the_path_of_what_did() -> None:
+    """`flash` ran the portable forward kernel, as without Gluon, and its backward failed."""
+    w = AttentionWorkload(seq_q=256, seq_k=256, pass_="fwd-bwd")
+    ran = KernelUse(kernel="flash_forward", block_m=64, block_n=128, registers=154)
+    draft = Draft(row=row("flash"), workload=w, uses=[ran])
+    add_model(OP, draft, load("h200-141gb-sxm"))
+    assert draft.uses[0] == ran
+    assert [use.kernel for use in draft.uses] == ["flash_forward", "flash_dkdv", "flash_dq"]
+    portable = row("flash-triton").io
+    assert portable is not None
+    moved = portable.traffic(w, tuple(draft.uses))
+    assert draft.numbers["l2_read_modelled"].value == moved.read_bytes
+    assert draft.numbers["launches"].value == 4
 
 
 def test_what_was_put_is_never_replaced_by_a_reason() -> None:

@@ -216,11 +216,11 @@ def test_flops_and_exps_are_of_all_keys() -> None:
     assert row.io.exps(GPT2_PIPELINE, ()) == 1024 * 1024 * 1024
     seen = sum(GPT2_PIPELINE.lengths)
     assert flops_convention(GPT2_PIPELINE) == 7 * 2 * 16 * 1024 * seen * 64
-    assert row.io.extra_flops(GPT2_PIPELINE) == (
+    assert row.io.extra_flops(GPT2_PIPELINE, ()) == (
         "padded keys computed",
         "no recomputation (4 products for 5)",
     )
-    assert row.io.extra_flops(of_pass(GPT2_MEDIUM, "fwd")) == ()
+    assert row.io.extra_flops(of_pass(GPT2_MEDIUM, "fwd"), ()) == ()
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,6 @@ def test_issued_flops_cover_the_exact_ones_and_all_counts_are_integers(row: Any,
     products = {"fwd": 4, "bwd": 8, "fwd-bwd": 12}[pass_]  # the least: nothing is recomputed
     issued, moved = row.io.issued_flops(w, uses), row.io.traffic(w, uses)
     assert issued >= products * w.pairs * w.head_dim
-    assert row.io.launches(w) >= 1
+    assert row.io.launches(w, uses) >= 1
     for count in (issued, moved.read_bytes, moved.write_bytes, row.io.exps(w, uses), row.workspace(w)):
         assert type(count) is int

@@ -543,7 +543,7 @@ def test_every_device_has_a_plan_within_the_block(
 def test_without_blocks_tiles_are_those_of_causal_attention() -> None:
     w = make(512, "window:64", head_dim=64)
     assert [use.block_m for use in modern.block_sparse_plan(w, (9, 0))] == [128, 64, 128]
-    dense = ATTENTION.implementation("flash")
+    dense = ATTENTION.implementation("flash-triton")
     assert dense is not None
     assert dense.plan is not None
     same = dense.plan(msgspec.structs.replace(w, pattern=None, causal=True), (9, 0))

@@ -41,18 +41,20 @@ def count(
     One K/V head runs for all unless `programs` says otherwise. UsageError for what `row` cannot serve,
     CountFailed where it cannot be executed.
     """
-    if (reason := refusal(op, row, w)) is not None:
+    if (reason := refusal(op, row, w, capability)) is not None:
         raise UsageError(f"{row.name} cannot be counted: {reason}")
     return count_all([request(row, w, programs, capability, descriptors)])[0]
 
 
-def refusal(op: Op, row: Implementation, w: AttentionWorkload) -> str | None:
-    """Why `row` cannot be counted on the workload; None if it can."""
+def refusal(
+    op: Op, row: Implementation, w: AttentionWorkload, capability: tuple[int, int] = DEFAULT_CAPABILITY
+) -> str | None:
+    """Why what `row` would run on the workload cannot be counted; None if it can."""
     if not isinstance(w, op.workload):
         return f"the workload is not one of {op.name}"
     if row.io is None:
         return "its kernels are not perfkit's own"
-    return row.uncounted or row.refusal(w)
+    return row.refusal(w) or row.not_counted(w, capability)
 
 
 def count_all(requests: Sequence[Request]) -> tuple[Count, ...]:

@@ -106,5 +106,5 @@ def request(
         descriptors=descriptors,
         # What materialises its matrices computes padded keys like any other.
         ragged=w.padding > 0 and not row.materialises,
-        uncounted=row.uncounted,
+        uncounted=row.not_counted(w, capability),
     )
