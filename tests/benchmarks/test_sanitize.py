@@ -109,3 +109,33 @@ def test_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         tool.parent.mkdir(parents=True)
         tool.touch(mode=0o755)
     assert sanitize.find_sanitizer([f"{tmp_path}/cuda*/bin"]) == str(tool)
+
+
+def line_of(text: str, file: str = "flash_hopper.py") -> str:
+    """Where a text first stands, as racecheck names it."""
+    lines = (sanitize.KERNELS / file).read_text().splitlines()
+    return f"access at kernel+0x10 in {file}:{1 + next(at for at, line in enumerate(lines) if text in line)}"
+
+
+def report(*races: tuple[str, ...]) -> str:
+    lines = []
+    for first, *others in races:
+        lines += [
+            f"Error: Race reported between Read {first}",
+            *(f"and Write {one} [2 hazards]" for one in others),
+        ]
+    return "\n".join([*lines, "RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 warnings)"])
+
+
+def test_hazards_that_barriers_order_are_explained() -> None:
+    number = line_of("batch = gl.max(numbers"), line_of("full([1], batch")
+    dispatch = line_of("def flash_hopper_dkdv", "flash_hopper_backward.py")
+    assert sanitize.explained(report((*number, number[1]), (dispatch, dispatch))) == 3
+
+
+def test_one_other_hazard_is_an_error() -> None:
+    number = line_of("batch = gl.max(numbers"), line_of("full([1], batch")
+    steps, dispatch = line_of("weights = gl.convert_layout"), line_of("def flash_hopper_forward")
+    for wrong in ((steps, number[1]), (number[0], steps), (number[0], dispatch)):
+        assert sanitize.explained(report(number, wrong)) == 0
+    assert sanitize.explained("RACECHECK SUMMARY: 3 hazards displayed") == 0
