@@ -48,6 +48,7 @@ from .tiles import (
     HopperBackwardTile,
     Tile,
     hopper_backward_tile,
+    hopper_shares,
 )
 from .use import KernelUse
 
@@ -124,7 +125,7 @@ def _load_queries(sources, fixed, ring, sizes, CAUSAL: gl.constexpr):  # type: i
     q_desc, g_desc, k_desc, v_desc, lse_desc, delta_desc = sources
     k_tiles, v_tiles, kv_full = fixed
     q_tiles, lse_tiles, g_tiles, delta_tiles, full_bars, empty_bars = ring
-    kv_heads, group, tiles_n, tiles_m, padded, seq_q, seq_k = sizes
+    kv_heads, group, shares, tiles_n, tiles_m, padded, seq_q, seq_k = sizes
     STAGES: gl.constexpr = q_tiles.shape[0]
     BLOCK_M: gl.constexpr = q_tiles.shape[3]
     place = gl.program_id(0)
@@ -135,8 +136,9 @@ def _load_queries(sources, fixed, ring, sizes, CAUSAL: gl.constexpr):  # type: i
     mbarrier.expect(kv_full, 4 * k_desc.block_type.nbytes)
     for w in gl.static_range(2):
         row = start_n + w * 64
-        tma.async_copy_global_to_shared(k_desc, [batch, kv_head, row, 0], kv_full, k_tiles.index(w))
-        tma.async_copy_global_to_shared(v_desc, [batch, kv_head, row, 0], kv_full, v_tiles.index(w))
+        place_in_kv = [batch, kv_head // shares, row, 0]
+        tma.async_copy_global_to_shared(k_desc, place_in_kv, kv_full, k_tiles.index(w))
+        tma.async_copy_global_to_shared(v_desc, place_in_kv, kv_full, v_tiles.index(w))
     first, _ = _rows_seen(start_n, tiles_m, seq_q, seq_k, CAUSAL, BLOCK_M)
     count = 0
     for member in range(group):
@@ -194,7 +196,7 @@ def _steps(  # type: ignore[no-untyped-def]
     k_tiles, v_tiles, _kv_full = fixed
     q_tiles, lse_tiles, g_tiles, delta_tiles, full_bars, empty_bars = ring
     dq_sum, ds_tiles, ds_full, ds_empty = exchange
-    _kv_heads, _group, _tiles_n, _tiles_m, _padded, seq_q, seq_k = sizes
+    _kv_heads, _group, _shares, _tiles_n, _tiles_m, _padded, seq_q, seq_k = sizes
     STAGES: gl.constexpr = q_tiles.shape[0]
     BLOCK_M: gl.constexpr = q_tiles.shape[3]
     WIDTH: gl.constexpr = q_tiles.shape[4]
@@ -334,7 +336,7 @@ def _compute_keys(  # type: ignore[no-untyped-def]
     fixed, ring, exchange, sizes, _scale_log2 = arguments
     k_tiles, v_tiles, kv_full = fixed
     dk_desc, dv_desc = outputs
-    kv_heads, group, tiles_n, tiles_m, _padded, seq_q, seq_k = sizes
+    kv_heads, group, _shares, tiles_n, tiles_m, _padded, seq_q, seq_k = sizes
     BLOCK_M: gl.constexpr = ring[0].shape[3]
     WIDTH: gl.constexpr = k_tiles.shape[4]
     DS_STAGES: gl.constexpr = exchange[1].shape[0] // 2
@@ -385,7 +387,7 @@ def _compute_dq(arguments, CAUSAL: gl.constexpr):  # type: ignore[no-untyped-def
     fixed, ring, exchange, sizes, _scale_log2 = arguments
     k_tiles, _v_tiles, kv_full = fixed
     dq_sum, ds_tiles, ds_full, ds_empty = exchange
-    _kv_heads, group, tiles_n, tiles_m, padded, seq_q, seq_k = sizes
+    _kv_heads, group, _shares, tiles_n, tiles_m, padded, seq_q, seq_k = sizes
     BLOCK_M: gl.constexpr = ring[0].shape[3]
     DS_STAGES: gl.constexpr = ds_tiles.shape[0] // 2
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
@@ -412,7 +414,7 @@ def _compute_dq(arguments, CAUSAL: gl.constexpr):  # type: ignore[no-untyped-def
 
 
 @gluon.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["kv_heads", "group", "tiles_n", "tiles_m", "padded", "seq_q", "seq_k"]
+    do_not_specialize=["kv_heads", "group", "shares", "tiles_n", "tiles_m", "padded", "seq_q", "seq_k"]
 )
 def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     q_desc,
@@ -426,6 +428,7 @@ def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     dq_sum,
     kv_heads,
     group,
+    shares,
     tiles_n,
     tiles_m,
     padded,
@@ -441,8 +444,10 @@ def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     BLOCK_M: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """dV = P^T dO and dK = scale dS^T Q for 128 keys of one key/value head, over its g query heads.
+    """dV = P^T dO and dK = scale dS^T Q for 128 keys of one key/value head, over `group` query heads of it.
 
+    Where a head's are dealt out in `shares`, kv_heads counts those of all heads, and dK and dV are parts of
+    sums.
     DQ: "none"; "shared", also adds dS K to dq_sum, 64 of 128 columns by each warpgroup; "apart", all 64
     columns by a third warpgroup. Traffic per key/value head as `flash_backward.flash_dkdv` states it, with
     BLOCK_N = 128; with dQ also adds to g sum_j r_j 4 WIDTH bytes, r_j rounded up to whole blocks.
@@ -467,7 +472,7 @@ def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     fence_async_shared()
 
     sources = (q_desc, g_desc, k_desc, v_desc, lse_desc, delta_desc)
-    sizes = (kv_heads, group, tiles_n, tiles_m, padded, seq_q, seq_k)
+    sizes = (kv_heads, group, shares, tiles_n, tiles_m, padded, seq_q, seq_k)
     arguments = (fixed, ring, exchange, sizes, scale_log2)
     outputs = (dk_desc, dv_desc)
     if DQ == "apart":
@@ -719,6 +724,25 @@ def flash_hopper_dq_from_sum(  # type: ignore[no-untyped-def]
             )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["shares"])  # type: ignore[untyped-decorator]
+def flash_hopper_sum_of_parts(  # type: ignore[no-untyped-def]
+    parts, sums, shares, size, AT_ONCE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The sum of `shares` parts of `size` numbers each that lie behind one another, added up in float32.
+
+    Reads shares size e bytes for each sum and writes size e.
+    """
+    place = tl.program_id(1).to(tl.int64)
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, shares, AT_ONCE):
+        share = first + tl.arange(0, AT_ONCE)
+        here = parts + (place * shares + share)[:, None] * size + offsets[None, :]
+        inside = (share < shares)[:, None] & (offsets < size)[None, :]
+        total += tl.sum(tl.load(here, mask=inside, other=0.0).to(tl.float32), 0)
+    tl.store(sums + place * size + offsets, total.to(sums.dtype.element_ty), mask=offsets < size)
+
+
 class _Call(NamedTuple):
     """One call, checked: its tensors, sizes and what both kernels share."""
 
@@ -834,18 +858,26 @@ def statistics(
 def _dkdv(call: _Call, dq_sum: Tensor | None) -> tuple[Tensor, Tensor]:
     """(dK, dV); adds dQ / scale to dq_sum unless None."""
     shape, tile, width = call.shape, call.tile, call.width
-    dk, dv = like_rows(call.k), like_rows(call.v)
     tiles_n = triton.cdiv(shape.seq_k, HOPPER_FIXED_ROWS)
+    shares = hopper_shares(tiles_n * shape.kv_heads * shape.batch, shape.group)
+    parts = None
+    if shares == 1:
+        dk, dv = like_rows(call.k), like_rows(call.v)
+    else:
+        sizes = (2, shape.batch, shape.kv_heads * shares, shape.seq_k, shape.head_dim)
+        parts = torch.empty(sizes, dtype=call.k.dtype, device=call.k.device)
+        dk, dv = parts
     with on_device(call.q):
-        compiled = flash_hopper_dkdv[(tiles_n * shape.kv_heads * shape.batch,)](
+        compiled = flash_hopper_dkdv[(tiles_n * shape.kv_heads * shares * shape.batch,)](
             _descriptor(call.q, tile.block_m, width),
             _descriptor(call.dout, tile.block_m, width),
             *(_descriptor(tensor, 64, width) for tensor in (call.k, call.v)),
             *(_numbers(tensor, tile.block_m) for tensor in (call.log_sums, call.delta)),
             *(_descriptor(tensor, 64, width) for tensor in (dk, dv)),
             call.delta if dq_sum is None else dq_sum,
-            shape.kv_heads,
-            shape.group,
+            shape.kv_heads * shares,
+            shape.group // shares,
+            shares,
             tiles_n,
             triton.cdiv(shape.seq_q, tile.block_m),
             call.delta.shape[1],
@@ -863,6 +895,20 @@ def _dkdv(call: _Call, dq_sum: Tensor | None) -> tuple[Tensor, Tensor]:
             num_warps=4,
         )
     note_use(call.uses, "flash_hopper_dkdv", tile.held, compiled)
+    return (dk, dv) if parts is None else _sum_of_parts(call, parts, shares)
+
+
+def _sum_of_parts(call: _Call, parts: Tensor, shares: int) -> tuple[Tensor, Tensor]:
+    """(dK, dV), dense, from [2, B, h_kv shares, N_k, d]."""
+    sums = parts.new_empty((2, *call.k.shape))
+    size, block = call.shape.seq_k * call.shape.head_dim, 1024
+    with on_device(parts):
+        compiled = flash_hopper_sum_of_parts[(triton.cdiv(size, block), sums[..., 0, 0].numel())](
+            parts, sums, shares, size,
+            AT_ONCE=min(8, triton.next_power_of_2(shares)), BLOCK=block, num_warps=4,
+        )  # fmt: skip
+    note_use(call.uses, "flash_hopper_sum_of_parts", Tile(0, 0, 4, 1), compiled)
+    dk, dv = sums
     return dk, dv
 
 

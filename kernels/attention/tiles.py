@@ -154,6 +154,9 @@ WIDEST_HOPPER_BACKWARD = 128
 #: LSE and D are padded to a multiple of the rows.
 HOPPER_FIXED_ROWS = 128
 HOPPER_BACKWARD_WARPS = 12
+#: Programs of the dK/dV kernel from which on it is not worth dealing out the query heads of a K/V head: they
+#: are 8 waves on an H200.
+HOPPER_PROGRAMS = 1056
 #: Rows of O and dO of the kernel that makes D and pads LSE.
 HOPPER_STATISTICS_ROWS = 64
 #: Numbers of a tile of dQ's sum in the Hopper backward: 128 rows of 64 columns or 64 of 128, 64 x 64 a part.
@@ -239,6 +242,15 @@ def hopper_backward_tile(head_dim: int, causal: bool, deterministic: bool = Fals
         if head_dim <= limit:
             return tiles[2 if deterministic else causal]
     raise ValueError(f"no tiles of the Hopper backward for head dim {head_dim}: it must be 128 or smaller")
+
+
+def hopper_shares(programs: int, group: int) -> int:
+    """In how many shares the Hopper backward deals out the query heads of a K/V head.
+
+    The fewest, of those that divide the group, that make HOPPER_PROGRAMS of `programs` blocks of keys.
+    """
+    divisors = [shares for shares in range(1, group + 1) if group % shares == 0]
+    return next((shares for shares in divisors if programs * shares >= HOPPER_PROGRAMS), group)
 
 
 def hopper_together(kv_bytes: int) -> int:

@@ -114,8 +114,8 @@ def hopper_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
 
 
 def hopper_launches(w: AttentionWorkload, _: Uses = ()) -> int:
-    """One forward; backward statistics, zeros, dK and dV and dQ's sum, dQ, or the three of `flash-triton`."""
-    backward = fused.LAUNCHES if fused.is_fused(w) else 3
+    """One forward; backward those of the fused kernels, or the three of `flash-triton`."""
+    backward = fused.fused_launches(w) if fused.is_fused(w) else 3
     return {"fwd": 1, "bwd": backward, "fwd-bwd": 1 + backward}[w.pass_]
 
 
@@ -159,14 +159,15 @@ def _fused_dram(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> Cach
     seen = sum(map(len, visible)) / (len(visible) * -(-w.seq_q // tile.block_m))
     again = max(0.0, found.passes * seen - 1.0)
     once = io.compulsory(msgspec.structs.replace(w, pass_="bwd")).read_bytes
-    # O, dO and LSE; K, V, Q, dO and statistics; the sum to add to, and to convert.
-    least = 2 * q + 4 * w.rows + 2 * kv + 2 * q + 2 * padded + 2 * whole
+    parts = fused.parts_bytes(w)
+    # O, dO and LSE; K, V, Q, dO and statistics; the sum to add to, and to convert; parts of dK and dV.
+    least = 2 * q + 4 * w.rows + 2 * kv + 2 * q + 2 * padded + 2 * whole + parts
     lost = lost_between(_working_set(w), device.level("l2").capacity_bytes)
     asked = total(fused.fused_ledger(w, uses))
     reads = once + round(lost * (least - once)) + round(again * (2 * q + 2 * padded + whole))
     added = fused.added_bytes(w, tile)
     # Zeros reach DRAM, and what is added to them later, unless it all stays in L2.
-    writes = 2 * kv + q + 2 * padded + whole + round((lost + again) * whole)
+    writes = 2 * kv + parts + q + 2 * padded + whole + round((lost + again) * whole)
     reasons = [found.reason, "the sum of dQ is read and written as often as Q and dO are read (assumed)"]
     if lost < 1:
         reasons.append(f"{1 - lost:.0%} of its inputs stay in L2 between its kernels")

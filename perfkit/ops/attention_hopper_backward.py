@@ -18,10 +18,9 @@ from perfkit.ops.base import KernelUse, Ledger, Uses
 DKDV: Final = "flash_hopper_dkdv"
 #: torch.zeros, whose kernel has a longer name.
 ZEROS: Final = "zero dQ in fp32"
+ADDED: Final = "flash_hopper_sum_of_parts"
 #: S, dP, dV, dK and dQ.
 PRODUCTS: Final = 5
-#: Statistics, zeros, products and the conversion.
-LAUNCHES: Final = 4
 
 
 def is_fused(w: AttentionWorkload) -> bool:
@@ -32,6 +31,23 @@ def is_fused(w: AttentionWorkload) -> bool:
 def width_of(w: AttentionWorkload) -> int:
     """Columns of a tile: the head dim padded to 64 or 128."""
     return max(tiles.HOPPER_WIDTH, 1 << (w.head_dim - 1).bit_length())
+
+
+def shares_of(w: AttentionWorkload) -> int:
+    """In how many shares the query heads of a K/V head are dealt out, each with its part of dK and dV."""
+    programs = w.batch * w.kv_heads * -(-w.seq_k // tiles.HOPPER_FIXED_ROWS)
+    return tiles.hopper_shares(programs, w.heads // w.kv_heads)
+
+
+def fused_launches(w: AttentionWorkload) -> int:
+    """Zeros, statistics, products and the conversion; one more where parts of dK and dV are added up."""
+    return 4 if shares_of(w) == 1 else 5
+
+
+def parts_bytes(w: AttentionWorkload) -> int:
+    """Bytes of the parts of dK and dV, in the working dtype; 0 where there is one share."""
+    shares = shares_of(w)
+    return 2 * shares * w.key_bytes if shares > 1 else 0
 
 
 def padded_bytes(w: AttentionWorkload) -> int:
@@ -69,7 +85,7 @@ def passed_over(w: AttentionWorkload, tile: KernelUse) -> int:
 
 
 def fused_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
-    """What the four kernels move between SMs and L2, with the tile that ran.
+    """What the kernels move between SMs and L2, with the tile that ran.
 
     TMA reads no row of Q and dO beyond N_q, but whole blocks of LSE and D, which are padded. What is added
     to dQ's sum, a whole block for each visit, is left out.
@@ -80,6 +96,8 @@ def fused_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
     rows = sum(max(0, w.seq_q - blocks.start * tile.block_m) for blocks in query_blocks(w, tile))
     row_bytes = w.batch * w.heads * rows * w.head_dim * w.element_bytes
     statistics = visits * tile.block_m * STATISTIC_BYTES
+    shares, parts = shares_of(w), parts_bytes(w)
+    adding = step(ADDED, {"parts of dK and dV": parts}, {"dK": kv, "dV": kv}) if parts else ()
     return (
         *step(
             "flash_hopper_statistics",
@@ -90,11 +108,12 @@ def fused_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
         *step(
             DKDV,
             {
-                "K": kv, "V": kv, "Q": row_bytes, "dO": row_bytes,
+                "K": shares * kv, "V": shares * kv, "Q": row_bytes, "dO": row_bytes,
                 "LSE in base 2": statistics, "D": statistics,
             },
-            {"dK": kv, "dV": kv},
+            {"parts of dK and dV": parts} if parts else {"dK": kv, "dV": kv},
         ),
+        *adding,
         *step("flash_hopper_dq_from_sum", {"dQ in fp32": whole}, {"dQ": q}),
     )  # fmt: skip
 
@@ -113,5 +132,5 @@ def fused_flops(w: AttentionWorkload, uses: Uses) -> int:
 
 
 def fused_workspace(w: AttentionWorkload) -> int:
-    """LSE, both padded statistics, and the sum."""
-    return STATISTIC_BYTES * w.rows + 2 * padded_bytes(w) + sum_bytes(w)
+    """LSE, both padded statistics, the sum, and parts of dK and dV."""
+    return STATISTIC_BYTES * w.rows + 2 * padded_bytes(w) + sum_bytes(w) + parts_bytes(w)

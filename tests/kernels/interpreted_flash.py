@@ -181,3 +181,15 @@ def test_traffic_is_the_closed_form(
     visited = key_rows(n, m, causal, DQ)
     expected = heads * (2 * n * d * e + 8 * n + 2 * visited * d * e), heads * n * d * e
     assert counted(lambda: flash_backward.dq(*backward, tile=DQ, descriptors=descriptors)) == expected
+
+
+@pytest.mark.parametrize(("shares", "at_once"), [(2, 2), (3, 4), (11, 8)])
+def test_parts_are_added_in_float32(shares: int, at_once: int) -> None:
+    """Of 2 x 3 sums of 37 * 40 numbers, in two blocks of 1024."""
+    from perfkit.kernels.attention import flash_hopper_backward
+
+    parts = torch.randn(2, 3 * shares, 37, 40).half()
+    sums = torch.full((2, 3, 37, 40), float("nan")).half()
+    flash_hopper_backward.flash_hopper_sum_of_parts[(2, 6)](parts, sums, shares, 37 * 40, at_once, 1024)
+    exact = parts.view(2, 3, shares, 37, 40).double().sum(2)
+    assert (sums - exact).abs().max() <= 2**-11 * exact.abs().max()

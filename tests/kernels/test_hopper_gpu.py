@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton.experimental.gluon")
 
-from perfkit.kernels.attention import flash, flash_hopper, hopper, reference  # noqa: E402
+from perfkit.kernels.attention import flash, flash_hopper, hopper, reference, tiles  # noqa: E402
 from perfkit.kernels.attention.tiles import (  # noqa: E402
     HopperTile,
     hopper_backward_tile,
@@ -107,6 +107,18 @@ def test_gradients_that_tma_cannot_address(
         for one, other in zip(found, wanted, strict=True):
             largest = other.abs().max().item()
             torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-3 * largest)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_shares_of_a_group_add_up(
+    head_dim: int, make_case: Any, assert_right: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 query heads of 2, and 3 blocks of keys: 6 programs, dealt out in 1, 2 and 4 shares."""
+    for programs in (6, 12, 1056):
+        monkeypatch.setattr(tiles, "HOPPER_PROGRAMS", programs)
+        case = make_case(1, 8, 2, 300, 333, head_dim, True, "bfloat16")
+        for deterministic in (False, True):
+            assert_right(functools.partial(hopper.attention, deterministic=deterministic), case, "cuda")
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

@@ -313,20 +313,45 @@ def test_ledger_of_the_backward_by_hand() -> None:
     ]
 
 
-def test_backward_of_grouped_heads() -> None:
-    """One program reads K and V for all query heads of a group; N_q 65, d 96: 2 blocks of 64 rows."""
+def test_shares_of_a_group() -> None:
+    """The fewest that divide the group and make 1056 programs, else one for each query head."""
+    assert table.hopper_shares(1056, 8) == table.hopper_shares(64, 1) == 1
+    assert table.hopper_shares(1055, 8) == 2
+    assert table.hopper_shares(256, 4) == 4  # 1024 programs, and no more to be had
+    assert table.hopper_shares(360, 6) == 3
+    # 32 query heads of 8, N 4k: 8 * 32 = 256 blocks of keys. Batch 8: 2048.
+    assert fused.shares_of(make(heads=32, kv_heads=8, seq_q=4096, seq_k=4096)) == 4
+    assert fused.shares_of(make(batch=8, heads=32, kv_heads=8, seq_q=4096, seq_k=4096)) == 1
+
+
+def test_backward_of_grouped_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 K/V heads of 3 query heads, 3 blocks of keys: each query head has a program. 2 blocks of rows."""
     w = make(batch=2, heads=6, kv_heads=2, seq_q=65, seq_k=300, head_dim=96, pass_="bwd")
     moved = {(kernel, tensor): (read, written) for kernel, tensor, read, written in plain(w)}
-    assert moved["flash_hopper_dkdv", "K"] == (2 * 2 * 300 * 192, 0)
-    # 3 blocks of keys, 12 query heads.
+    keys = 2 * 2 * 300 * 192
+    # 12 programs for each block of keys, that is 3 for each K/V head.
+    assert moved["flash_hopper_dkdv", "K"] == (3 * keys, 0)
+    assert moved["flash_hopper_dkdv", "parts of dK and dV"] == (0, 2 * 3 * keys)
+    assert moved["flash_hopper_sum_of_parts", "parts of dK and dV"] == (2 * 3 * keys, 0)
+    assert moved["flash_hopper_sum_of_parts", "dK"] == (0, keys)
     assert moved["flash_hopper_dkdv", "Q"] == (12 * 3 * 65 * 192, 0)
     assert ("flash_hopper_dkdv", "dQ in fp32") not in moved
     assert moved["flash_hopper_dq_from_sum", "dQ in fp32"] == (12 * 2 * 8192 * 4, 0)
-    # LSE; LSE and D padded to 128 rows; the sum.
-    assert row().workspace(w) == 12 * (65 * 4 + 2 * 128 * 4 + 2 * 8192 * 4)
+    # LSE; LSE and D padded to 128 rows; the sum of dQ.
+    least = 12 * (65 * 4 + 2 * 128 * 4 + 2 * 8192 * 4)
+    assert row().workspace(w) == least + 2 * 3 * keys
     model = row().io
     assert model is not None
     assert model.exps(w, planned(w)) == w.pairs
+    assert model.launches(w, planned(w)) == 5
+
+    monkeypatch.setattr(table, "HOPPER_PROGRAMS", 12)  # as many as there are blocks of keys
+    moved = {(kernel, tensor): (read, written) for kernel, tensor, read, written in plain(w)}
+    assert moved["flash_hopper_dkdv", "K"] == (keys, 0)
+    assert moved["flash_hopper_dkdv", "dK"] == (0, keys)
+    assert not any("parts" in tensor for _, tensor in moved)
+    assert row().workspace(w) == least
+    assert model.launches(w, planned(w)) == 4
 
 
 def test_the_sum_of_dq_has_whole_tiles() -> None:
