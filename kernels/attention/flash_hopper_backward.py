@@ -63,6 +63,7 @@ def flash_hopper_statistics(  # type: ignore[no-untyped-def]
     lse,
     log_sums,
     delta,
+    dq_sum,
     stride_ob,
     stride_oh,
     stride_on,
@@ -73,14 +74,17 @@ def flash_hopper_statistics(  # type: ignore[no-untyped-def]
     tiles_m,
     padded,
     seq_q,
+    numbers,
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    ZEROED: tl.constexpr,
 ):
     """D = rowsum(dO o O) and LSE in base 2, float32, for one block of rows of one head, `padded` rows a head.
 
-    LSE +inf, hence P = 0, for rows beyond N_q and for rows that saw no key. Traffic per head: reads
-    2 N_q d e + 4 N_q bytes, writes 8 padded bytes.
+    LSE +inf, hence P = 0, for rows beyond N_q and for rows that saw no key. Also zeroes `numbers` of dq_sum a
+    head, ZEROED by each block of rows, none if that is 0. Traffic per head: reads 2 N_q d e + 4 N_q bytes,
+    writes 8 padded + 4 numbers.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what is read last, of dO, is read first afterwards
     start = program % tiles_m * BLOCK_M
@@ -99,6 +103,10 @@ def flash_hopper_statistics(  # type: ignore[no-untyped-def]
     first = head_all.to(tl.int64) * padded
     tl.store(log_sums + first + rows, log_sum)
     tl.store(delta + first + rows, tl.sum(out_tile.to(tl.float32) * dout_tile.to(tl.float32), 1))
+    if ZEROED > 0:
+        places = program % tiles_m * ZEROED + tl.arange(0, ZEROED)
+        here = dq_sum + head_all.to(tl.int64) * numbers + places
+        tl.store(here, tl.zeros([ZEROED], tl.float32), mask=places < numbers)
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -791,8 +799,8 @@ def backward(
     dq_sum = None
     if not deterministic:
         total = shape.batch * shape.heads * triton.cdiv(shape.seq_q, HOPPER_SUM_TILE // width)
-        dq_sum = torch.zeros((total, HOPPER_SUM_TILE), dtype=torch.float32, device=q.device)
-    log_sums, delta = statistics(out, dout, lse, uses=uses)
+        dq_sum = torch.empty((total, HOPPER_SUM_TILE), dtype=torch.float32, device=q.device)
+    log_sums, delta = statistics(out, dout, lse, dq_sum, uses=uses)
     call = _Call(q, k, v, dout, log_sums, delta, shape, causal, factor, tile, width, uses)
     dk, dv = _dkdv(call, dq_sum)
     return _dq(call) if dq_sum is None else _dq_from_sum(call, dq_sum), dk, dv
@@ -823,9 +831,14 @@ def _addressable(tensor: Tensor) -> Tensor:
 
 
 def statistics(
-    out: Tensor, dout: Tensor, lse: Tensor, *, uses: list[KernelUse] | None = None
+    out: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    dq_sum: Tensor | None = None,
+    *,
+    uses: list[KernelUse] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(LSE in base 2, D), float32 [B h, N_q rounded up to 128]: see `flash_hopper_statistics`."""
+    """(LSE in base 2, D), float32 [B h, N_q rounded up to 128], and zeros in dq_sum."""
     out = rows_contiguous(out)
     batch, heads, seq_q, head_dim = out.shape
     padded = triton.cdiv(seq_q, HOPPER_FIXED_ROWS) * HOPPER_FIXED_ROWS
@@ -833,6 +846,7 @@ def statistics(
         torch.empty((batch * heads, padded), dtype=torch.float32, device=out.device) for _ in range(2)
     )
     tiles_m = padded // HOPPER_STATISTICS_ROWS
+    width = max(HOPPER_WIDTH, padded_width(head_dim))
     with on_device(out):
         compiled = flash_hopper_statistics[(tiles_m * batch * heads,)](
             out,
@@ -840,15 +854,18 @@ def statistics(
             lse.contiguous(),
             log_sums,
             delta,
+            delta if dq_sum is None else dq_sum,
             *outer_strides(out),
             *outer_strides(dout),
             heads,
             tiles_m,
             padded,
             seq_q,
+            0 if dq_sum is None else dq_sum.numel() // (batch * heads),
             HEAD_DIM=head_dim,
             WIDTH=padded_width(head_dim),
             BLOCK_M=HOPPER_STATISTICS_ROWS,
+            ZEROED=0 if dq_sum is None else HOPPER_STATISTICS_ROWS * width,
             num_warps=4,
         )
     note_use(uses, "flash_hopper_statistics", Tile(HOPPER_STATISTICS_ROWS, 0, 4, 1), compiled)

@@ -16,6 +16,7 @@ from perfkit.model.traffic import Traffic
 from perfkit.ops import attention_hopper_backward as fused
 from perfkit.ops import attention_io as io
 from perfkit.ops.attention_cache import flash_dram, streamed
+from perfkit.ops.attention_decode import SM_COUNTS
 from perfkit.ops.attention_io import HOPPER
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Cached, KernelUse, Ledger, Uses, total
@@ -80,16 +81,29 @@ def warpgroup_blocks(w: AttentionWorkload, tile: KernelUse) -> int:
     return sum(max(1, -(-keys // tile.block_n)) for keys in visible) + beyond
 
 
+def idle_products(w: AttentionWorkload, tile: KernelUse) -> int:
+    """Q K^T that persistent programs start beside the last P V of all, one a warpgroup, and do not use.
+
+    There are as many programs as multiprocessors or tiles: of H100 SXM and H200 the model takes the former.
+    """
+    if not tiles.hopper_tile(w.head_dim, w.causal).persistent:
+        return 0
+    blocks = w.batch * w.heads * -(-w.seq_q // tile.block_m)
+    return min(blocks, SM_COUNTS[9, 0]) * tile.block_m // tiles.WARPGROUP_ROWS
+
+
 def hopper_flops(w: AttentionWorkload, uses: Uses) -> int:
     """What the tensor units execute: forward 2 products for each block of a warpgroup, padded columns.
 
-    Backward five products a tile, less what a warpgroup passes over; seven in the kernels of `flash-triton`.
+    One more product where a warpgroup finds that no tile is left. Backward five products a tile, less what a
+    warpgroup passes over; seven in the kernels of `flash-triton`.
     """
     flops = 0
     if w.pass_ != "bwd":
         tile = io.tile_of(uses, HOPPER)
         product = 2 * tiles.WARPGROUP_ROWS * tile.block_n * fused.width_of(w)
         flops += 2 * product * warpgroup_blocks(w, tile) * w.batch * w.heads
+        flops += product * idle_products(w, tile)
     if w.pass_ != "fwd":
         backward = msgspec.structs.replace(w, pass_="bwd")
         flops += fused.fused_flops(w, uses) if fused.is_fused(w) else io.flash_flops(backward, uses)

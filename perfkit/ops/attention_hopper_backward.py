@@ -1,10 +1,10 @@
 """The IO model of the fused backward of `flash-hopper`, of head dims up to 128.
 
 Source: Shah et al., arXiv 2407.08608, appendix B.1: one kernel gives dK, dV and dQ, the last by atomic
-additions to a sum in float32, which is zeroed before and converted after it. Up to 64 columns a warpgroup of
-its own computes dQ, above the two that have dK and dV. Results are totals over batch and heads. The additions
-are not in the ledger: on an H200 the counter of writes from SMs to L2 does not have them (it shows dK and dV
-within 0.3 %), and that of reductions has 1.5 sectors of 32 bytes for each 32 added.
+additions to a sum in float32, which the kernel before zeroes and the one after converts. Up to 64 columns a
+warpgroup of its own computes dQ, above the two that have dK and dV. Results are totals over batch and heads.
+The additions are not in the ledger: on an H200 the counter of writes from SMs to L2 does not have them (it
+shows dK and dV within 0.3 %), and that of reductions has 1.5 sectors of 32 bytes for each 32 added.
 """
 
 from typing import Final
@@ -16,8 +16,6 @@ from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse, Ledger, Uses
 
 DKDV: Final = "flash_hopper_dkdv"
-#: torch.zeros, whose kernel has a longer name.
-ZEROS: Final = "zero dQ in fp32"
 ADDED: Final = "flash_hopper_sum_of_parts"
 #: S, dP, dV, dK and dQ.
 PRODUCTS: Final = 5
@@ -40,8 +38,8 @@ def shares_of(w: AttentionWorkload) -> int:
 
 
 def fused_launches(w: AttentionWorkload) -> int:
-    """Zeros, statistics, products and the conversion; one more where parts of dK and dV are added up."""
-    return 4 if shares_of(w) == 1 else 5
+    """Statistics, products and the conversion; one more where parts of dK and dV are added up."""
+    return 3 if shares_of(w) == 1 else 4
 
 
 def parts_bytes(w: AttentionWorkload) -> int:
@@ -102,9 +100,8 @@ def fused_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
         *step(
             "flash_hopper_statistics",
             {"O": q, "dO": q, "LSE": STATISTIC_BYTES * w.rows},
-            {"LSE in base 2": padded, "D": padded},
+            {"LSE in base 2": padded, "D": padded, "dQ in fp32": whole},
         ),
-        *step(ZEROS, {}, {"dQ in fp32": whole}),
         *step(
             DKDV,
             {

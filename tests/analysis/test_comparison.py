@@ -40,7 +40,9 @@ def test_every_length_is_a_group_and_ratios_are_candidate_over_baseline() -> Non
     # Flash: Q, K, V, O once and LSE 4 B a row: 16 * (2 * 4 * 4096 * 64 + 4 * 4096) = 33816576 B.
     assert contrast.ratios["dram"] == pytest.approx(33816576 / 2181038080)
     # 22 tiles of 192 rows: 64 warpgroups of 64 rows with 32 blocks of keys, and 2 with no row and 1 block.
-    assert contrast.ratios["flops"] == (64 * 32 + 2) / (64 * 32)
+    # And one product of 2 more, of 3 warpgroups of each of 132 programs, over 16 heads.
+    blocks = 16 * (64 * 32 + 2) + 132 * 3 / 2
+    assert contrast.ratios["flops"] == blocks / (16 * 64 * 32)
     base, flash = (f.placement.time_s for f in (found.groups[1].baseline, contrast.candidate))
     assert base is not None
     assert flash is not None

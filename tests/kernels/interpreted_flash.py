@@ -193,3 +193,20 @@ def test_parts_are_added_in_float32(shares: int, at_once: int) -> None:
     flash_hopper_backward.flash_hopper_sum_of_parts[(2, 6)](parts, sums, shares, 37 * 40, at_once, 1024)
     exact = parts.view(2, 3, shares, 37, 40).double().sum(2)
     assert (sums - exact).abs().max() <= 2**-11 * exact.abs().max()
+
+
+@pytest.mark.parametrize("sizes", [(65, 40, 1), (129, 64, 2), (65, 128, 2), (200, 96, 4)], ids=str)
+def test_statistics_zero_the_sum(sizes: tuple[int, int, int]) -> None:
+    """Tiles of 8192 numbers: 128 rows of 64 columns, or 64 of 128. D and LSE are padded to 128 rows."""
+    from perfkit.kernels.attention import flash_hopper_backward
+
+    seq_q, head_dim, tiles = sizes
+    out, dout = torch.randn(2, 2, 3, seq_q, head_dim).half()
+    lse = torch.randn(2, 3, seq_q)
+    total = torch.full((6 * tiles, 8192), float("nan"))
+    log_sums, delta = flash_hopper_backward.statistics(out, dout, lse, total)
+    assert (total == 0).all()
+    exact = (out.double() * dout.double()).sum(-1).flatten(0, 1)
+    torch.testing.assert_close(delta[:, :seq_q].double(), exact, rtol=1e-5, atol=1e-4)
+    assert (delta[:, seq_q:] == 0).all()
+    assert (log_sums[:, seq_q:] == float("inf")).all()

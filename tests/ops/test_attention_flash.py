@@ -86,7 +86,7 @@ def test_paths_differ_where_they_should() -> None:
     assert [one["K"] for one in moved] == [3 * tensor, 8 * tensor]
     backward = make(head_dim=64, pass_="bwd")
     launches = [model.launches(backward, planned(row(name), w, H200)) for name in ("flash", "flash-triton")]
-    assert launches == [4, 3]
+    assert launches == [3, 3]
     # No tiles at all, as in the trials of a sweep: those of the portable kernels can be chosen.
     assert model.tiled(backward, ()) == ("flash_dkdv", "flash_dq")
 

@@ -82,8 +82,9 @@ def test_each_line_of_the_left_table_is_of_one_source() -> None:
     # 6 and 7 products of 2 x 1024^2 x 64 x 16 x 64 FLOP: what does not, and is so
     product = 2 * 1024**2 * 64 * 16 * 64
     assert rows["FLOPs", "modelled"].formula == (6 * product, 7 * product)
-    # Forward 6 tiles of 192 rows: 16 warpgroups with 8 blocks of keys, 2 beyond N with 1; backward 5.
-    flash = 5 * product + 2 * product * (16 * 8 + 2) // (16 * 8)
+    # Forward 6 tiles of 192 rows: 16 warpgroups with 8 blocks of keys, 2 beyond N with 1; backward 5. And one
+    # product of 64 x 128 of 3 warpgroups of each of 132 programs.
+    flash = 5 * product + 2 * product * (16 * 8 + 2) // (16 * 8) + 132 * 3 * 2 * 64 * 128 * 64
     assert rows["FLOPs", "modelled"].here == (6 * product, 6 * product, flash)
     assert rows["runtime", "measured"].here == tuple(run.value("time") for run in left.runs)
     assert rows["SM<->L2", "measured"].here[:2] == (None, None)

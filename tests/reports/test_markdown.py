@@ -94,12 +94,12 @@ def test_tables_and_folds_are_whole(name):
 def test_the_verdict_is_above_the_numbers():
     found = text(alone(session([16384])))
     assert found.startswith("# perfkit: attention on NVIDIA H200 141GB SXM\n")
-    assert found.index("- flash is the fastest: 1.69 ms") < found.index("| impl | time |")
+    assert found.index("- flash is the fastest: 1.70 ms") < found.index("| impl | time |")
     assert (
         "- flash is 5.30x faster than standard (5.30 to 5.30), certain, with 255x fewer DRAM bytes." in found
     )
     # See test_words for these numbers.
-    assert "| flash | 1.69 ms ±1.0% | 649 TFLOP/s | 80.0 % | 135 MB | 5.84 GB | 8128 | compute |" in found
+    assert "| flash | 1.70 ms ±1.0% | 649 TFLOP/s | 80.0 % | 135 MB | 5.84 GB | 8128 | compute |" in found
     assert "Environment: NVIDIA H200 141GB SXM, profile h200-141gb-sxm, backend fake, driver 0" in found
 
 
@@ -161,7 +161,7 @@ def test_invalid_runs_are_on_top_and_have_no_rate():
     impossible = {tag: replace(numbers[tag], value=1e-6) for tag in ("time", "time_low", "time_high")}
     numbers = {**numbers, **impossible}
     found = text(alone(changed(whole, "flash", numbers=numbers)))
-    assert "- INVALID: flash is 1355.82x above the compute roof" in found
+    assert "- INVALID: flash is 1356.33x above the compute roof" in found
     assert "| flash | 1.00 us ±0.0% | INVALID | - |" in found
 
 
