@@ -265,7 +265,7 @@ def completed(found: dict[str, Any]) -> dict[str, Any]:
         name: {
             **column,
             "tflops": flops / column["median_s"] / 1e12,
-            "tile": TILES[pass_][name].tile if name in TILES[pass_] else None,
+            "tile": TILES[pass_][name].tile._asdict() if name in TILES[pass_] else None,
         }
         for name, column in found["columns"].items()
     }

@@ -12,8 +12,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from perfkit.kernels.attention.tiles import HopperBackwardTile, HopperTile
 from perfkit.ops import find_op
 from perfkit.ops.attention_workload import AttentionWorkload, Pass
 
@@ -23,61 +24,37 @@ STARTUP_S = 150.0
 """Until the first line: imports and, on a machine of few cores, compilation."""
 
 
-class Forward(NamedTuple):
-    """A tile of the Hopper forward kernel: fields of `HopperTile` after the head dim that it is for."""
+Tile = TypeVar("Tile", HopperTile, HopperBackwardTile)
+
+
+class Variant(NamedTuple, Generic[Tile]):
+    """A tile of the Hopper kernels, the head dim that it is for, and how a backward is called with it."""
 
     head_dim: int
-    groups: int
-    block_n: int
-    stages: int
-    q_stages: int = 1
-    persistent: bool = False
-
-    @property
-    def tile(self) -> dict[str, Any]:
-        """Keyword arguments of `HopperTile`."""
-        return {name: value for name, value in self._asdict().items() if name != "head_dim"}
-
-
-class Backward(NamedTuple):
-    """A tile of the Hopper backward kernels: fields of `HopperBackwardTile`, head dim before, how after."""
-
-    head_dim: int
-    block_m: int
-    stages: int
-    block_n: int
-    stages_n: int
-    apart: bool = False
-    ahead: bool = False
+    tile: Tile
     deterministic: bool = False
-
-    @property
-    def tile(self) -> dict[str, Any]:
-        """Keyword arguments of `HopperBackwardTile`."""
-        own = self._asdict().items()
-        return {name: value for name, value in own if name not in ("head_dim", "deterministic")}
 
 
 # Names: head dim - warpgroups; p persistent, s3 three stages, q1 one tile of Q.
-FORWARD: dict[str, Forward] = {
-    "64-3p": Forward(64, 3, 128, 2, 2, True),
-    "64-3p-s3": Forward(64, 3, 128, 3, 2, True),
-    "64-3": Forward(64, 3, 128, 2),
-    "64-2p": Forward(64, 2, 128, 3, 2, True),
-    "128-2p": Forward(128, 2, 128, 2, 2, True),
-    "128-2p-q1": Forward(128, 2, 128, 2, 1, True),
-    "128-2": Forward(128, 2, 128, 2),
-    "256-2": Forward(256, 2, 64, 2),
+FORWARD: dict[str, Variant[HopperTile]] = {
+    "64-3p": Variant(64, HopperTile(3, 128, 2, 2, persistent=True)),
+    "64-3p-s3": Variant(64, HopperTile(3, 128, 3, 2, persistent=True)),
+    "64-3": Variant(64, HopperTile(3, 128, 2)),
+    "64-2p": Variant(64, HopperTile(2, 128, 3, 2, persistent=True)),
+    "128-2p": Variant(128, HopperTile(2, 128, 2, 2, persistent=True)),
+    "128-2p-q1": Variant(128, HopperTile(2, 128, 2, 1, persistent=True)),
+    "128-2": Variant(128, HopperTile(2, 128, 2)),
+    "256-2": Variant(256, HopperTile(2, 64, 2)),
 }
 # Names: head dim; s4 four stages, ahead dS^T Q beside the next block, det deterministic. The table has "64"
 # with and without a mask, "128" without, "128-ahead" with a mask.
-BACKWARD: dict[str, Backward] = {
-    "64": Backward(64, 64, 3, 128, 2, apart=True),
-    "64-s4": Backward(64, 64, 4, 128, 2, apart=True),
-    "64-det": Backward(64, 128, 2, 128, 2, deterministic=True),
-    "128": Backward(128, 64, 2, 128, 2),
-    "128-ahead": Backward(128, 64, 2, 128, 2, ahead=True),
-    "128-det": Backward(128, 64, 2, 128, 2, deterministic=True),
+BACKWARD: dict[str, Variant[HopperBackwardTile]] = {
+    "64": Variant(64, HopperBackwardTile(64, 3, 128, 2, apart=True)),
+    "64-s4": Variant(64, HopperBackwardTile(64, 4, 128, 2, apart=True)),
+    "64-det": Variant(64, HopperBackwardTile(128, 2, 128, 2), deterministic=True),
+    "128": Variant(128, HopperBackwardTile(64, 2, 128, 2)),
+    "128-ahead": Variant(128, HopperBackwardTile(64, 2, 128, 2, ahead=True)),
+    "128-det": Variant(128, HopperBackwardTile(64, 2, 128, 2), deterministic=True),
 }
 TILES: dict[str, dict[str, Any]] = {"fwd": dict(FORWARD), "bwd": dict(BACKWARD)}
 

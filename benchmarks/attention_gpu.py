@@ -16,7 +16,6 @@ from attention_cases import BACKWARD, CHECKS, FORWARD, PACKAGES, Cell, Problem, 
 
 from perfkit.errors import PerfkitError
 from perfkit.kernels.attention import sdpa
-from perfkit.kernels.attention.tiles import HopperBackwardTile, HopperTile
 from perfkit.measure.correctness import Inputs, callables, make_inputs
 from perfkit.measure.environment import environment, version_of
 from perfkit.measure.loop import slots_in_turn
@@ -58,7 +57,7 @@ def forward_of(name: str) -> Callable[..., Any]:
     """The variant as a function of (q, k, v, causal, uses=)."""
     from perfkit.kernels.attention import flash_hopper
 
-    tile = HopperTile(**FORWARD[name].tile)
+    tile = FORWARD[name].tile
     return lambda q, k, v, causal, uses=None: flash_hopper.forward(q, k, v, causal, tile=tile, uses=uses)
 
 
@@ -67,7 +66,7 @@ def backward_of(name: str) -> Callable[..., Any]:
     from perfkit.kernels.attention import flash_hopper_backward as module
 
     variant = BACKWARD[name]
-    tile = HopperBackwardTile(**variant.tile)
+    tile = variant.tile
     return lambda q, k, v, out, lse, dout, causal, uses=None: module.backward(
         q, k, v, out, lse, dout, causal, deterministic=variant.deterministic, tile=tile, uses=uses
     )
