@@ -2,6 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
+
+#: Columns that the bar, the count and the time keep, whatever there is to say.
+KEPT: Final = 24
 
 
 @contextmanager
@@ -14,11 +18,12 @@ def progress(total: int) -> Iterator[Callable[[str, str], None]]:
         yield lambda _impl, _what: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
     columns = (
         BarColumn(20),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
+        TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
@@ -28,6 +33,9 @@ def progress(total: int) -> Iterator[Callable[[str, str], None]]:
         def stage(impl: str, what: str) -> None:
             if impl not in seen:
                 seen.append(impl)
-            bar.update(task, completed=len(seen) - 1, description=f"{impl}: {what}")
+            room = max(0, console.width - KEPT - len(what))
+            named = impl if len(impl) <= room else f"{impl[: max(0, room - 1)]}…"
+            # At once: a compiler may hold Python's lock, and the bar's own thread wait for it.
+            bar.update(task, completed=len(seen) - 1, description=f"{named}: {what}", refresh=True)
 
         yield stage

@@ -61,6 +61,35 @@ def test_hooks_of_others_are_called_and_come_back(monkeypatch: pytest.MonkeyPatc
     assert hooks() == (skip, listen)
 
 
+def test_torch_compile_is_shown_and_timed() -> None:
+    """Its kernels, which may be compiled in between, are part of it; what is compiled already is no more."""
+    pytest.importorskip("torch.nn.attention.flex_attention")
+
+    def backend(graph: Any, _: Any) -> Any:
+        end("one", 5_000_000)
+        return graph
+
+    seen: list[str] = []
+    called = torch.compile(lambda tensor: tensor + 1, backend=backend, dynamic=False)
+    with compilation(seen.append) as seconds:
+        for size in (2, 2, 3):
+            called(torch.ones(size))
+        assert seen == ["first call", *["compiling by torch.compile", "first call"] * 2]
+        end("two", 4_000)
+    assert list(seconds) == ["torch.compile", "two"]
+    assert 0 < seconds["torch.compile"] < 5
+    handler = torch._dynamo.callback.callback_handler
+    assert handler.start_callbacks == handler.end_callbacks == []
+
+
+def test_torch_compile_is_not_imported_for_its_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch.nn.attention.flex_attention", raising=False)
+    monkeypatch.setitem(sys.modules, "torch._dynamo.callback", None)  # an import would fail
+    with compilation(lambda _: None) as seconds:
+        pass
+    assert seconds == {}
+
+
 def fail_to_compile() -> None:
     with compilation(lambda _: None):
         raise RuntimeError
