@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -53,6 +54,9 @@ def attention(
 
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
+    # A backward that may overwrite what the forward saved refuses a second run: in this process, and in each
+    # that finds it in torch's cache on disk.
+    functorch.donated_buffer = False
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
