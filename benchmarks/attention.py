@@ -2,13 +2,16 @@
 
     python benchmarks/attention.py check [--pass fwd,bwd] [--tiles NAME,...]
     python benchmarks/attention.py time [--pass fwd,bwd] [--cells 64x2048f,...] [--impl NAME,...]
-                                        [--tiles NAME,...] [--rounds 15] [--record FILE]
+                                        [--without flex,...] [--tiles NAME,...] [--rounds 15]
+                                        [--compile-limit 180] [--record FILE]
 
 `check` holds each variant against attention in float32, with poisoned outputs and bitwise repeats: one
 process for each compiled kernel, all at once, the smallest problem first. `time` compiles in parallel, then
 times our rows, every peer that is installed and the named variants, interleaved, cold L2, bf16,
-heads * d = 2048, batch * N = 16384. TFLOP/s by convention: 4 N^2 d h B, causal half, backward times 2.5.
-Backward includes all launches. A kernel that hangs costs its process and its place in the table.
+heads = 2048 // d, batch = 16384 // N. TFLOP/s by convention: 4 N^2 d h B, causal half, backward times 2.5.
+Backward includes all launches. A kernel that hangs costs its process and its place in the table. flex is
+compiled for each cell and pass: what is not within the limit has no place in the table either. What was is
+in torch's cache, for the next run too.
 """
 
 import argparse
@@ -26,16 +29,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attention_cases import (
     BASELINE,
     CELLS,
+    COMPILE_S,
     PUBLISHED,
     ROW,
     TILES,
     Cell,
     Child,
+    brief,
     default_columns,
-    without_folders,
 )
+from attention_compile import Lost, place, warm_all
 
-from perfkit.ops import find_op
+from perfkit.errors import PerfkitError
 from perfkit.ops.attention import flops_convention
 
 SCHEMA: Final = "perfkit.attention-benchmark/1"
@@ -63,9 +68,10 @@ def main() -> None:
         print(f"right: {' '.join(right) or 'none'}  ({time.perf_counter() - began:.0f} s)")
         sys.exit(len(right) < len(arguments.tiles))
     report = Report(arguments.rounds, arguments.record)
-    jobs = jobs_of(arguments.passes, arguments.cells, [*arguments.impl, *arguments.tiles])
+    columns = [name for name in arguments.impl if name not in arguments.without]
+    jobs = jobs_of(arguments.passes, arguments.cells, [*columns, *arguments.tiles])
     try:
-        lost = warm_all(jobs)
+        lost = warm_all(jobs, arguments.compile_limit)
         print(f"compiled in {time.perf_counter() - began:.0f} s", flush=True)
         time_all(jobs, arguments.rounds, lost, report)
     except KeyboardInterrupt:
@@ -88,7 +94,11 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     timed.add_argument("--tiles", type=names_of, default=[], metavar="NAME,...", help="variants; or all")
     timed.add_argument("--cells", type=cells_of, default=CELLS, metavar="64x2048f,...")
     timed.add_argument("--impl", type=names_of, default=default_columns(), metavar="NAME,...")
+    timed.add_argument("--without", type=names_of, default=[], metavar="NAME,...", help="rows to leave out")
     timed.add_argument("--rounds", type=int, default=15)
+    timed.add_argument(
+        "--compile-limit", type=float, default=COMPILE_S, metavar="SECONDS", help="for all of flex together"
+    )
     timed.add_argument("--record", type=Path, metavar="FILE", help="JSON, written after each cell")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.passes) - set(PASSES):
@@ -98,8 +108,11 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         arguments.tiles = known
     if unknown := set(arguments.tiles) - set(known):
         parser.error(f"no such variant: {', '.join(sorted(unknown))} (there are {', '.join(known)})")
-    if arguments.command == "time" and arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    if arguments.command == "time":
+        if arguments.rounds < 1:
+            parser.error("--rounds must be at least 1")
+        if unknown := set(arguments.without) - set(arguments.impl):
+            parser.error(f"not among the rows: {', '.join(sorted(unknown))}")
     return arguments
 
 
@@ -109,8 +122,11 @@ def names_of(text: str) -> list[str]:
 
 def cells_of(text: str) -> list[Cell]:
     try:
-        return [Cell.parse(name) for name in names_of(text)]
-    except ValueError as error:
+        cells = [Cell.parse(name) for name in names_of(text)]
+        for cell in cells:
+            cell.workload("fwd")
+        return cells
+    except (ValueError, PerfkitError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -156,43 +172,14 @@ def jobs_of(passes: Iterable[str], cells: Iterable[Cell], columns: list[str]) ->
     ]
 
 
-def warm_all(jobs: list[dict[str, Any]]) -> dict[str, str]:
-    """Fills Triton's cache, one process for a variant and for a row's head dim and mask. Who hung, and where.
-
-    Whatever else goes wrong will do so again when it is timed, and is reported there.
-    """
-    shared: dict[Any, list[dict[str, Any]]] = {}
-    for job in jobs:
-        cell = Cell.parse(job["cell"])
-        for name in job["columns"]:
-            row = find_op("attention").implementation(name)
-            if row is None and name not in TILES[job["pass"]]:
-                continue
-            if row is None or row.role == "shipped":
-                key = (name, cell.head_dim, cell.causal) if row else name
-                shared.setdefault(key, []).append({**job, "columns": [name]})
-    started = [(Child({"do": "warm", "jobs": mine}), mine) for mine in shared.values()]
-    lost: dict[str, str] = {}
-
-    def wait(child: Child, mine: list[dict[str, Any]]) -> None:
-        ready = sum(line.startswith("warm ") for line in child.lines())
-        if child.hung:
-            at = mine[min(ready, len(mine) - 1)]
-            lost[at["columns"][0]] = f"hung while it was compiled for {at['pass']} {at['cell']}"
-
-    threads = [threading.Thread(target=wait, args=one) for one in started]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return lost
-
-
-def time_all(jobs: list[dict[str, Any]], rounds: int, lost: dict[str, str], report: "Report") -> None:
+def time_all(jobs: list[dict[str, Any]], rounds: int, lost: Lost, report: "Report") -> None:
     """Times all jobs in one process; after a hang or a crash goes on without the column that it was at."""
     left, lost = list(jobs), dict(lost)
     while left:
-        asked = [{**job, "columns": [name for name in job["columns"] if name not in lost]} for job in left]
+        asked = [
+            {**job, "columns": [name for name in job["columns"] if place(name, job) not in lost]}
+            for job in left
+        ]
         child = Child({"do": "time", "jobs": asked, "rounds": rounds})
         at, said = "", ""
         tail: list[str] = []
@@ -210,12 +197,11 @@ def time_all(jobs: list[dict[str, Any]], rounds: int, lost: dict[str, str], repo
                 tail.append(line)
         if not left:
             return
-        word = without_folders(said or (tail[-1] if tail else "without a word"))[:200]
-        why = "hung" if child.hung else f"stopped: {word}"
+        why = "hung" if child.hung else f"stopped: {brief(said or (tail[-1] if tail else ''))}"
         where = f"{left[0]['pass']} {left[0]['cell']}"
         print(f"{where} at {at or 'the start'}: {why}", *tail[-8:], sep="\n  ", flush=True)
         if at in left[0]["columns"]:
-            lost[at] = f"{why} (in {where})"
+            lost = {place(at, job): f"{why} (in {where})" for job in left} | lost
             continue
         # Nobody's fault in particular: this cell is given up, and all of them where nothing has begun.
         for job in [left.pop(0) for _ in (left[:1] if at else list(left))]:
@@ -230,12 +216,12 @@ class Report:
         self.environment: dict[str, Any] = {}
         self.cells: list[dict[str, Any]] = []
 
-    def add(self, found: dict[str, Any], job: dict[str, Any], lost: dict[str, str]) -> None:
+    def add(self, found: dict[str, Any], job: dict[str, Any], lost: Lost) -> None:
         """Takes what a child says of a job: completes it, prints a line, writes the file.
 
         `lost` says of columns why the child was not asked for them.
         """
-        gone = {name: lost[name] for name in job["columns"] if name in lost}
+        gone = {name: lost[place(name, job)] for name in job["columns"] if place(name, job) in lost}
         cell = completed({**found, "asked": job["columns"], "errors": {**found["errors"], **gone}})
         self.cells.append(cell)
         rates = "  ".join(f"{name} {column['tflops']:.0f}" for name, column in cell["columns"].items())
@@ -250,7 +236,7 @@ class Report:
         return {
             "schema": SCHEMA,
             "environment": self.environment,
-            "setting": "bf16, heads * d = 2048, batch * N = 16384, cold L2, interleaved",
+            "setting": "bf16, heads = 2048 // d, batch = 16384 // N, cold L2, interleaved",
             "rounds": self.rounds,
             "cells": self.cells,
         }

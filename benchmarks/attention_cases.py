@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,6 +23,8 @@ SCRIPT = Path(__file__).with_name("attention.py")
 PATIENCE_S = 40.0
 STARTUP_S = 150.0
 """Until the first line: imports and, on a machine of few cores, compilation."""
+COMPILE_S = 180.0
+"""For all that torch compiles together, and for one of them where it has to be compiled once more."""
 
 
 Tile = TypeVar("Tile", HopperTile, HopperBackwardTile)
@@ -35,15 +38,20 @@ class Variant(NamedTuple, Generic[Tile]):
     deterministic: bool = False
 
 
-# Names: head dim - warpgroups; p persistent, s3 three stages, q1 one tile of Q.
+# Names: head dim - warpgroups; p persistent, s3 three stages, q1 one tile of Q, q2 two.
 FORWARD: dict[str, Variant[HopperTile]] = {
     "64-3p": Variant(64, HopperTile(3, 128, 2, 2, persistent=True)),
     "64-3p-s3": Variant(64, HopperTile(3, 128, 3, 2, persistent=True)),
     "64-3": Variant(64, HopperTile(3, 128, 2)),
     "64-2p": Variant(64, HopperTile(2, 128, 3, 2, persistent=True)),
+    "96-2p": Variant(96, HopperTile(2, 128, 2, 2, persistent=True)),
+    "96-2p-s3": Variant(96, HopperTile(2, 128, 3, 2, persistent=True)),
     "128-2p": Variant(128, HopperTile(2, 128, 2, 2, persistent=True)),
     "128-2p-q1": Variant(128, HopperTile(2, 128, 2, 1, persistent=True)),
     "128-2": Variant(128, HopperTile(2, 128, 2)),
+    "192-2": Variant(192, HopperTile(2, 64, 3)),
+    "192-2p": Variant(192, HopperTile(2, 64, 3, 1, persistent=True)),
+    "192-2p-q2": Variant(192, HopperTile(2, 64, 2, 2, persistent=True)),
     "256-2": Variant(256, HopperTile(2, 64, 2)),
 }
 # Names: head dim; s4 four stages, ahead dS^T Q beside the next block, det deterministic. The table has "64"
@@ -55,14 +63,19 @@ BACKWARD: dict[str, Variant[HopperBackwardTile]] = {
     "128": Variant(128, HopperBackwardTile(64, 2, 128, 2)),
     "128-ahead": Variant(128, HopperBackwardTile(64, 2, 128, 2, ahead=True)),
     "128-det": Variant(128, HopperBackwardTile(64, 2, 128, 2), deterministic=True),
+    "192": Variant(192, HopperBackwardTile(64, 2, 64, 2, wide=True)),
+    "192-s3": Variant(192, HopperBackwardTile(64, 3, 64, 2, wide=True)),
+    "192-det": Variant(192, HopperBackwardTile(64, 2, 64, 2, wide=True), deterministic=True),
+    "256": Variant(256, HopperBackwardTile(64, 2, 64, 2, wide=True)),
+    "256-det": Variant(256, HopperBackwardTile(64, 2, 64, 2, wide=True), deterministic=True),
 }
 TILES: dict[str, dict[str, Any]] = {"fwd": dict(FORWARD), "bwd": dict(BACKWARD)}
 
 OURS = ("flash", "flash-triton", "flash-hopper")
 #: What the rungs are of, and what they are held against.
 ROW, BASELINE = "flash", "sdpa-cudnn"
-#: It compiles for minutes: only where it is asked for.
-SLOW = ("flex",)
+#: torch compiles them for each cell and pass, which takes up to a minute.
+COMPILED = ("flex",)
 #: Packages of peers whose versions belong in a record.
 PACKAGES = ("flash-attn", "flash-attn-3", "flash-attn-4", "xformers", "flashinfer-python")
 
@@ -72,7 +85,7 @@ def default_columns() -> list[str]:
     peers = [
         row.name
         for row in find_op("attention").implementations
-        if row.role == "peer" and row.hardware == ("cuda",) and not row.materialises and row.name not in SLOW
+        if row.role == "peer" and row.hardware == ("cuda",) and not row.materialises
     ]
     return [*OURS, *sorted(peers, key=lambda name: name != BASELINE)]
 
@@ -111,7 +124,7 @@ CHECKS: dict[str, list[Problem]] = {
 
 
 class Cell(NamedTuple):
-    """One problem of the timing: bf16, heads * d = 2048, batch * N = 16384."""
+    """One problem of the timing: bf16, heads = 2048 // d, batch = 16384 // N, each at least 1."""
 
     head_dim: int
     seq: int
@@ -123,7 +136,7 @@ class Cell(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Cell":
         """The cell of such a name as 64x2048f (full) or 128x16384c (causal). ValueError for others."""
-        found = re.fullmatch(r"(\d+)x(\d+)([fc])", text)
+        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)([fc])", text)
         if not found:
             raise ValueError(f"'{text}' is no cell: write 64x2048f (full) or 64x2048c (causal)")
         return cls(int(found[1]), int(found[2]), found[3] == "c")
@@ -154,13 +167,20 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/", "", text)
 
 
+def brief(line: str) -> str:
+    """What a process said last, for a table."""
+    return without_folders(line or "without a word")[:200]
+
+
 class Child:
     """The script in a process of its own, with a request; `lines` ends with it, or with its silence."""
 
     def __init__(self, request: dict[str, Any], script: Path = SCRIPT) -> None:
         command = [sys.executable, "-u", str(script), "--child", json.dumps(request)]
+        # torch's compiler would start a process for each core, in each child.
+        environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", **os.environ}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         )
         self.hung = False
         self._queue: queue.Queue[str | None] = queue.Queue()
@@ -172,20 +192,28 @@ class Child:
             self._queue.put(line.rstrip())
         self._queue.put(None)
 
-    def lines(self) -> Iterator[str]:
-        """What it prints, line by line; kills it after PATIENCE_S without a line, and sets `hung`."""
-        patience = STARTUP_S
+    def lines(self, until: float | None = None) -> Iterator[str]:
+        """What it prints, line by line. Kills it when it falls silent, and sets `hung`.
+
+        Silent is STARTUP_S without a first line, then PATIENCE_S, or the seconds in its last line `wait
+        SECONDS`, which is not passed on. With `until`, a time of `time.monotonic`, it is killed then instead.
+        """
+        patience, later = STARTUP_S, PATIENCE_S
         try:
             while True:
+                left = patience if until is None else max(0.0, until - time.monotonic())
                 try:
-                    line = self._queue.get(timeout=patience)
+                    line = self._queue.get(timeout=left)
                 except queue.Empty:
                     self.hung = True
                     return
                 if line is None:
                     self.process.wait()
                     return
-                patience = PATIENCE_S
-                yield line
+                if asked := re.fullmatch(r"wait (\d+)", line):
+                    later = float(asked[1])
+                else:
+                    yield line
+                patience = later
         finally:  # also after Ctrl-C
             self.process.kill()

@@ -1,10 +1,12 @@
 """What `benchmarks/attention.py` does in its child processes, where torch and the GPU are.
 
 A child says on its output where it is: lines `@ NAME` before what may hang, `! REASON` after what went wrong,
-`warm`, `done NAME` and `wrong NAME`, and in JSON `environment` and `cell`. All else is for a reader.
+`wait SECONDS` for how long it may be silent from then on, `warm`, `done NAME` and `wrong NAME`, and in JSON
+`environment` and `cell`. All else is for a reader.
 """
 
 import json
+import os
 import random
 import statistics
 import warnings
@@ -12,7 +14,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attention_cases import BACKWARD, CHECKS, FORWARD, PACKAGES, Cell, Problem, without_folders
+from attention_cases import (
+    BACKWARD,
+    CHECKS,
+    COMPILE_S,
+    COMPILED,
+    FORWARD,
+    PACKAGES,
+    PATIENCE_S,
+    Cell,
+    Problem,
+    without_folders,
+)
+from triton import knobs
 
 from perfkit.errors import PerfkitError
 from perfkit.kernels.attention import sdpa
@@ -39,6 +53,8 @@ def serve(request: dict[str, Any]) -> None:
     """Does what the parent asks for, in this process."""
     # Autograd's thread has no context until cuBLAS makes one there: torch warns of what is no fault.
     warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
+    # torch's compiler would point Triton at a cache of its own, in which our kernels are not.
+    os.environ.setdefault("TRITON_CACHE_DIR", knobs.cache.dir)
     if request["do"] == "check":
         torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
         name = request["tile"]
@@ -210,13 +226,16 @@ def work_of(name: str, w: AttentionWorkload, inputs: Inputs) -> Work:
 
 
 def warm(jobs: list[dict[str, Any]]) -> None:
-    """Fills Triton's cache: runs the columns of each job once. A line after each job."""
+    """Fills the caches of Triton and torch: runs the columns of each job once. A line after each job."""
     for job in jobs:
         w = Cell.parse(job["cell"]).workload(job["pass"])
         inputs = make_inputs(w, DEVICE)
         for name in job["columns"]:
-            work_of(name, w, inputs)(None)()
-        torch.cuda.synchronize()
+            try:
+                work_of(name, w, inputs)(None)()
+                torch.cuda.synchronize()
+            except Exception as error:
+                print(f"! {reason(error)}")
         print(f"warm {job['pass']} {job['cell']}")
 
 
@@ -257,6 +276,7 @@ def time_job(
     errors: dict[str, str] = {}
     for name in job["columns"]:
         print(f"@ {name}")
+        print(f"wait {COMPILE_S if name in COMPILED else PATIENCE_S:.0f}")
         try:
             uses: list[Any] = []
             work = work_of(name, w, inputs)
@@ -270,6 +290,7 @@ def time_job(
             torch.cuda.synchronize()  # raises where the GPU is lost: the parent goes on without this column
         else:
             calls[name], kernels[name] = call, [use._asdict() for use in dict.fromkeys(uses)]
+    print(f"wait {PATIENCE_S:.0f}")
     state: dict[str, float | None] = {"sm_clock_hz": None, "power_w": None}
     if monitor is None:
         samples = sample(calls, flush, FLUSHES[job["pass"]], rounds)

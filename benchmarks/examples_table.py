@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from perfkit.analysis.io_check import zeros_counted  # noqa: E402
 from perfkit.analysis.study import Finding, study  # noqa: E402
 from perfkit.model.units import show  # noqa: E402
 from perfkit.record import load  # noqa: E402
@@ -23,7 +24,7 @@ def row(name: str, finding: Finding) -> str:
     if run.status != "measured":
         return f"| {name} | {run.impl} | {run.status}: {run.reason} | | | | | | | |"
     modelled, measured = run.value("l2_read_modelled"), run.value("l2_read")
-    off = f"{measured / modelled - 1:+.2%}" if modelled and measured else ""
+    off = f"{measured / (modelled + zeros_counted(run)) - 1:+.2%}" if modelled and measured else ""
     counts = Counter(verdict.status for verdict in finding.verdicts)
     cells = (
         name,

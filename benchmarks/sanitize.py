@@ -9,7 +9,8 @@ errors, with 2 where there is no compute-sanitizer (it comes with the CUDA toolk
 
 racecheck does not follow barriers in shared memory, nor those by which Triton hands work to warps. What it
 reports of accesses that these order is counted as explained: between lines of the kernel functions
-themselves, which allocate and hand out, and between those that say and read which tile Q is of.
+themselves, which allocate and hand out, between those that say and read which tile Q is of, and between
+those that pass P from one warpgroup to another.
 """
 
 import argparse
@@ -40,10 +41,13 @@ KERNELS: Final = Path(__file__).resolve().parents[1] / "kernels" / "attention"
 ORDERED: Final = {
     "flash_hopper_forward": "dispatch",
     "flash_hopper_dkdv": "dispatch",
+    "flash_hopper_dkdv_wide": "dispatch",
     "flash_hopper_dq": "dispatch",
     "_announce": "number",
     "_announced": "number",
 }
+#: Texts of lines -> how accesses of these lines are ordered among each other.
+ORDERED_LINES: Final = {"weights_tile.store(": "weights", "weights_tile.load(": "weights"}
 
 
 class Shape(NamedTuple):
@@ -70,7 +74,11 @@ SHAPES: Final = (
     Shape("hopper", 150, 75, 70, 70, 64, True, "bfloat16"),  # more tiles than multiprocessors
     Shape("hopper", 2, 1, 130, 300, 128, True, "float16"),
     Shape("hopper", 2, 1, 200, 130, 96, False, "bfloat16"),
+    Shape("hopper", 2, 2, 130, 200, 96, True, "float16"),
+    Shape("hopper", 2, 1, 130, 200, 192, True, "bfloat16"),
+    Shape("hopper", 2, 2, 300, 130, 192, False, "float16"),
     Shape("hopper", 2, 1, 130, 200, 256, True, "bfloat16"),
+    Shape("hopper", 2, 2, 200, 130, 256, False, "float16"),
     Shape("flash", 2, 1, 130, 200, 64, True, "bfloat16"),
     Shape("flash", 2, 1, 200, 130, 128, False, "float16"),
     Shape("flash", 2, 1, 130, 130, 192, True, "bfloat16"),
@@ -98,7 +106,7 @@ def main() -> int:
     parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--paths", default="hopper,flash")
     parser.add_argument("--patience", type=float, default=150, help="seconds for a tool on a shape")
-    parser.add_argument("--jobs", type=int, default=4, help="processes at a time")
+    parser.add_argument("--jobs", type=int, default=6, help="processes at a time")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
@@ -179,8 +187,14 @@ def explained(text: str) -> int:
 
 
 def order_of(file: str, line: int) -> str | None:
-    """How the accesses of a line of one of our kernels are ordered; None where ORDERED does not say."""
-    for node in ast.parse((KERNELS / file).read_text()).body:
+    """How the accesses of a line of one of our kernels are ordered; None where nothing above says so."""
+    if not (KERNELS / file).is_file():
+        return None
+    source = (KERNELS / file).read_text()
+    for text, order in ORDERED_LINES.items():
+        if text in source.splitlines()[line - 1]:
+            return order
+    for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0):
             return ORDERED.get(node.name)
     return None

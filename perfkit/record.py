@@ -85,6 +85,12 @@ QUANTITIES: Final[tuple[Quantity, ...]] = (
     _q("launches", "kernels", "count", "kernels launched"),
     _q("l2_read_modelled", "L2->SM, modelled", "bytes", "bytes that SMs read from L2 by the IO model"),
     _q("l2_write_modelled", "SM->L2, modelled", "bytes", "bytes that SMs write to L2 by the IO model"),
+    _q(
+        "l2_zeros_modelled",
+        "zeros by TMA, modelled",
+        "bytes",
+        "bytes of zeros that TMA fills into tiles: no traffic, but a counter at the SM counts them as read",
+    ),
     _q("l2_read_counted", "L2->SM, counted", "bytes", "bytes that kernels load, counted by executing them"),
     _q("l2_write_counted", "SM->L2, counted", "bytes", "bytes that kernels store, counted by executing them"),
     _q("l2_read", "L2->SM", "bytes", "bytes that SMs read from L2"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from perfkit.ops import find_op
+from perfkit.ops.attention_decode_ledger import COMBINE
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse, Uses
 from perfkit.record import Run
@@ -27,7 +28,16 @@ def needed(op: str, run: Run) -> Uses:
 
 def tile_words(uses: Uses) -> str:
     """`tiles flash_dkdv 64x64, flash_dq 128x64`."""
-    return f"tiles {', '.join(f'{use.kernel} {use.block_m}x{use.block_n}' for use in uses)}"
+    return f"tiles {', '.join(f'{use.kernel} {side_words(use)}'.rstrip() for use in uses)}"
+
+
+def side_words(use: KernelUse) -> str:
+    """`64x128`; `64 rows` of a kernel without a block of keys, and nothing of one without a tile."""
+    if use.block_n:
+        return f"{use.block_m}x{use.block_n}"
+    # What merges has the partial results of one row, one for each share of the keys.
+    unit = "share" if use.kernel == COMBINE else "row"
+    return f"{use.block_m} {unit}{'s' if use.block_m > 1 else ''}" if use.block_m else ""
 
 
 def of_runs(op: str, runs: Iterable[tuple[str, Run]], among: tuple[AttentionWorkload, ...]) -> Iterator[str]:
@@ -45,7 +55,7 @@ def of_runs(op: str, runs: Iterable[tuple[str, Run]], among: tuple[AttentionWork
 
 
 def _compiled(use: KernelUse) -> str:
-    return (
-        f"{use.kernel}: {use.block_m}x{use.block_n}, {use.num_warps} warps, {use.num_stages} stages, "
-        f"{(use.shared_bytes or 0) / 1024:.0f} KiB shared, {use.registers} registers, {use.spills} spilled"
-    )
+    shared = f"{(use.shared_bytes or 0) / 1024:.0f} KiB shared"
+    taken = (f"{use.num_warps} warps", f"{use.num_stages} stages", shared)
+    compiled = (f"{use.registers} registers", f"{use.spills} spilled")
+    return f"{use.kernel}: {', '.join(part for part in (side_words(use), *taken, *compiled) if part)}"

@@ -5,6 +5,7 @@ from typing import Final, Literal
 
 from rich.console import RenderableType
 
+from perfkit.analysis.io_check import zeros_counted
 from perfkit.analysis.io_model import Subject
 from perfkit.model.units import show
 from perfkit.ops.base import Level
@@ -23,7 +24,10 @@ def worth_showing(found: Sequence[Subject]) -> bool:
 
 
 def table(found: Sequence[Subject], width: int) -> RenderableType:
-    """Read and written together: modelled, counted, measured, and measured over modelled less 1."""
+    """Read and written together: modelled, counted, measured, and measured over what is expected less 1.
+
+    Expected is what is modelled, and the zeros of TMA where the SM counted what it read.
+    """
     names = ("impl", "where", "level", "modelled", "counted", "measured", "off")
     columns = [Column(name=name, justify="left" if name in names[:3] else "right") for name in names]
     kept = [at for at, name in enumerate(names) if name != "counted" or any(one.run.counted for one in found)]
@@ -43,5 +47,8 @@ def _rows(run: Run) -> Iterator[tuple[str, ...]]:
         modelled, counted, measured = (run.moved(level, kind) for kind in KINDS)
         if modelled is None and measured is None:
             continue
-        off = "" if modelled is None or measured is None else f"{measured / modelled - 1:+.2%}"
+        off = ""
+        if modelled is not None and measured is not None:
+            expected = modelled + (zeros_counted(run) if level == "L2" else 0)
+            off = f"{measured / expected - 1:+.2%}"
         yield name, *(show(value, "bytes") if value else "-" for value in (modelled, counted, measured)), off

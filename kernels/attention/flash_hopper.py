@@ -4,6 +4,9 @@ Shah, Bikshandi, Zhang, Thakkar, Ramani, Dao, "FlashAttention-3", arXiv 2407.086
 warp loads by TMA into rings of K and V tiles; two or three warpgroups compute 64 rows of Q each, at their own
 pace, so that the softmax of one runs during the products of the others. A program takes tiles until there are
 none left, and starts the first product of a tile together with the last one of the tile before.
+
+A tile's columns are held in one part or two (`tiles.hopper_parts`), each a power of two and a TMA copy of its
+own: products of parts of Q and K add up, those of P and parts of V are parts of O. Tuples hold the parts.
 """
 
 import torch
@@ -27,9 +30,15 @@ from .tile_io import (
     like_rows,
     note_use,
     on_device,
-    padded_width,
 )
-from .tiles import HOPPER_WIDTH, WARPGROUP_ROWS, HopperTile, hopper_tile, hopper_together
+from .tiles import (
+    WARPGROUP_ROWS,
+    HopperTile,
+    hopper_out_columns,
+    hopper_parts,
+    hopper_tile,
+    hopper_together,
+)
 from .use import KernelUse
 
 
@@ -122,6 +131,26 @@ def _announced(numbers, slot):  # type: ignore[no-untyped-def]
     return _uniform(batch), _uniform(head), _uniform(block)
 
 
+@gluon.constexpr_function
+def _bytes(descs):  # type: ignore[no-untyped-def]
+    """Bytes of a tile, which are those of its parts."""
+    return sum(desc.block_type.nbytes for desc in descs)
+
+
+@gluon.jit
+def _fetch(descs, batch, head, row, full, tiles, at, pred=True):  # type: ignore[no-untyped-def]
+    """Starts to load the rows from `row` on into the tile `at`, part by part; `full` counts their bytes."""
+    for p in gl.static_range(len(descs)):
+        # There are two parts at most: the second begins where the first ends.
+        tma.async_copy_global_to_shared(
+            descs[p],
+            [batch, head, row, p * descs[0].block_type.shape[3]],
+            full,
+            tiles[p].index(at),
+            pred,
+        )
+
+
 @gluon.jit  # type: ignore[untyped-decorator]
 def _load(  # type: ignore[no-untyped-def]
     sources, queries, rings, counter, sizes, CAUSAL: gl.constexpr, PERSISTENT: gl.constexpr
@@ -130,14 +159,14 @@ def _load(  # type: ignore[no-untyped-def]
 
     K of a block and V of the one before, of whatever tile, fill a stage together: they are used together.
     """
-    q_desc, k_desc, v_desc = sources
+    q_descs, k_descs, v_descs = sources
     q_tiles, q_full, q_empty, numbers = queries
     k_tiles, v_tiles, filled, emptied = rings
     heads, group, tiles_m, total_heads, section, seq_q, seq_k = sizes
-    STAGES: gl.constexpr = k_tiles.shape[0]
-    BLOCK_N: gl.constexpr = k_tiles.shape[3]
+    STAGES: gl.constexpr = k_tiles[0].shape[0]
+    BLOCK_N: gl.constexpr = k_tiles[0].shape[3]
     Q_STAGES: gl.constexpr = q_full.shape[0]
-    GROUPS: gl.constexpr = q_tiles.shape[0] // Q_STAGES
+    GROUPS: gl.constexpr = q_tiles[0].shape[0] // Q_STAGES
     total = tiles_m * total_heads
     index = gl.program_id(0)
     count = 0
@@ -154,35 +183,19 @@ def _load(  # type: ignore[no-untyped-def]
         mbarrier.wait(q_empty.index(slot), (turn // Q_STAGES & 1) ^ 1)
         _announce(numbers, slot, next_batch, head, block)
         mbarrier.arrive(q_full.index(slot))
-        mbarrier.expect(q_full.index(slot), GROUPS * q_desc.block_type.nbytes)
+        mbarrier.expect(q_full.index(slot), GROUPS * _bytes(q_descs))
         for w in gl.static_range(GROUPS):
-            tma.async_copy_global_to_shared(
-                q_desc,
-                [next_batch, head, start + w * 64, 0],
-                q_full.index(slot),
-                q_tiles.index(slot * GROUPS + w),
-            )
+            _fetch(q_descs, next_batch, head, start + w * 64, q_full.index(slot), q_tiles, slot * GROUPS + w)
         blocks = _blocks(start, GROUPS * 64, seq_q, seq_k, CAUSAL, BLOCK_N)
         for done in range(blocks):
             stage = count % STAGES
             mbarrier.wait(emptied.index(stage), (count // STAGES & 1) ^ 1)
-            both: gl.constexpr = k_desc.block_type.nbytes + v_desc.block_type.nbytes
-            mbarrier.expect(filled.index(stage), both, pred=count > 0)
-            mbarrier.expect(filled.index(stage), k_desc.block_type.nbytes, pred=count == 0)
+            mbarrier.expect(filled.index(stage), _bytes(k_descs) + _bytes(v_descs), pred=count > 0)
+            mbarrier.expect(filled.index(stage), _bytes(k_descs), pred=count == 0)
             below = (blocks - 1 - done) * BLOCK_N
-            tma.async_copy_global_to_shared(
-                k_desc,
-                [next_batch, head // group, below, 0],
-                filled.index(stage),
-                k_tiles.index(stage),
-            )
-            tma.async_copy_global_to_shared(
-                v_desc,
-                [batch, kv_head, row, 0],
-                filled.index(stage),
-                v_tiles.index((count + STAGES - 1) % STAGES),
-                pred=count > 0,
-            )
+            _fetch(k_descs, next_batch, head // group, below, filled.index(stage), k_tiles, stage)
+            before = (count + STAGES - 1) % STAGES
+            _fetch(v_descs, batch, kv_head, row, filled.index(stage), v_tiles, before, count > 0)
             batch = next_batch
             kv_head = head // group
             row = below
@@ -193,10 +206,9 @@ def _load(  # type: ignore[no-untyped-def]
             index = _next(counter, total)
     stage = count % STAGES
     mbarrier.wait(emptied.index(stage), (count // STAGES & 1) ^ 1)
-    mbarrier.expect(filled.index(stage), v_desc.block_type.nbytes)
-    tma.async_copy_global_to_shared(
-        v_desc, [batch, kv_head, row, 0], filled.index(stage), v_tiles.index((count + STAGES - 1) % STAGES)
-    )
+    mbarrier.expect(filled.index(stage), _bytes(v_descs))
+    before = (count + STAGES - 1) % STAGES
+    _fetch(v_descs, batch, kv_head, row, filled.index(stage), v_tiles, before)
     if PERSISTENT:
         slot = turn % Q_STAGES
         mbarrier.wait(q_empty.index(slot), (turn // Q_STAGES & 1) ^ 1)
@@ -204,13 +216,58 @@ def _load(  # type: ignore[no-untyped-def]
         mbarrier.arrive(q_full.index(slot), count=2)
 
 
+@gluon.jit
+def _tile_of(tiles, at):  # type: ignore[no-untyped-def]
+    """The parts of the tile `at` as matrices."""
+    return [part.index(at).reshape([part.shape[3], part.shape[4]]) for part in tiles]
+
+
 @gluon.jit  # type: ignore[untyped-decorator]
 def _score(q_tile, k_tile, LAYOUT: gl.constexpr):  # type: ignore[no-untyped-def]
-    """Starts Q K^T of one block."""
-    BLOCK_N: gl.constexpr = k_tile.shape[2]
-    keys = k_tile.reshape([BLOCK_N, q_tile.shape[1]]).permute((1, 0))
-    zero = gl.zeros([64, BLOCK_N], gl.float32, LAYOUT)
-    return warpgroup_mma(q_tile, keys, zero, use_acc=False, is_async=True)
+    """Starts Q K^T of one block: a product for each part, which add up."""
+    BLOCK_N: gl.constexpr = k_tile[0].shape[0]
+    scores = gl.zeros([64, BLOCK_N], gl.float32, LAYOUT)
+    for p in gl.static_range(len(q_tile)):
+        keys = k_tile[p].permute((1, 0))
+        scores = warpgroup_mma(q_tile[p], keys, scores, use_acc=p > 0, is_async=True)
+    return scores
+
+
+@gluon.jit
+def _weigh(accs, weights, v_tile):  # type: ignore[no-untyped-def]
+    """Starts the addition of P V of one block to O: a product for each part, with columns of its own."""
+    products = ()
+    for p in gl.static_range(len(accs)):
+        # All parts take the same registers for P.
+        left = gl.convert_layout(weights, gl.DotOperandLayout(0, accs[p].type.layout, 2), assert_trivial=True)
+        products += (warpgroup_mma(left, v_tile[p], accs[p], is_async=True),)  # type: ignore[assignment]
+    return products
+
+
+@gluon.jit
+def _finished(products):  # type: ignore[no-untyped-def]
+    """Their results, when all are done."""
+    results = warpgroup_mma_wait(0, deps=products)
+    return (results,) if len(products) == 1 else results  # of one it is no tuple
+
+
+@gluon.jit
+def _scaled(accs, factors):  # type: ignore[no-untyped-def]
+    """O with each row times its factor."""
+    return [acc * gl.convert_layout(factors, gl.SliceLayout(1, acc.type.layout))[:, None] for acc in accs]
+
+
+@gluon.jit
+def _zero(part):  # type: ignore[no-untyped-def]
+    """Zeros for 64 rows of the columns of `part`, in the layout of a product."""
+    WIDTH: gl.constexpr = part.shape[4]
+    return gl.zeros([64, WIDTH], gl.float32, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16]))
+
+
+@gluon.jit
+def _zeros(tiles):  # type: ignore[no-untyped-def]
+    """Zeros for each part of O."""
+    return [_zero(part) for part in tiles]
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -235,7 +292,11 @@ def _softmax(  # type: ignore[no-untyped-def]
         last = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))
         # A row in range sees no key beyond N_k; rows out of range are not stored.
         last = last + diagonal if CAUSAL else last * 0 + (left - 1)
-        scores = gl.where(keys[None, :] <= last[:, None], scores, float("-inf"))
+        # The lane has bits 1 and 2 of a key, its register the others: without the lane's, which go to the
+        # row, keys are literals. With them ptxas keeps 32 numbers for all tiles, and spills others.
+        lane = keys & 6
+        seen = (keys - lane)[None, :] <= last[:, None] - lane[None, :]
+        scores = gl.where(seen, scores, float("-inf"))
     new_max = gl.maximum(row_max, gl.max(scores, 1) * scale_log2)
     base = new_max
     if MASKED:  # a row that has seen no key yet: -inf - -inf would be NaN
@@ -264,30 +325,28 @@ def _steps(  # type: ignore[no-untyped-def]
     ptxas waits for P V ahead of the exponentials. To keep it from that, by a wait for a barrier in between,
     made every shape slower, by up to 10 %: there are other warpgroups to fill the tensor cores.
     """
-    acc, weights, row_max, row_sum, count = state
+    accs, weights, row_max, row_sum, count = state
     k_tiles, v_tiles, filled, emptied = rings
-    STAGES: gl.constexpr = k_tiles.shape[0]
-    BLOCK_N: gl.constexpr = k_tiles.shape[3]
+    STAGES: gl.constexpr = k_tiles[0].shape[0]
+    BLOCK_N: gl.constexpr = k_tiles[0].shape[3]
     S_LAYOUT: gl.constexpr = row_max.type.layout.parent
-    O_LAYOUT: gl.constexpr = acc.type.layout
     for done in range(blocks):
         row = (hi - 1 - done) * BLOCK_N
         stage = count % STAGES
         phase = count // STAGES & 1
         mbarrier.wait(filled.index(stage), phase)
-        scores = _score(q_tile, k_tiles.index(stage), S_LAYOUT)
-        values = v_tiles.index((count + STAGES - 1) % STAGES).reshape([BLOCK_N, acc.shape[1]])
-        acc = warpgroup_mma(weights, values, acc, is_async=True)
-        scores = warpgroup_mma_wait(1, deps=(scores,))
+        scores = _score(q_tile, _tile_of(k_tiles, stage), S_LAYOUT)
+        products = _weigh(accs, weights, _tile_of(v_tiles, (count + STAGES - 1) % STAGES))
+        scores = warpgroup_mma_wait(len(accs), deps=(scores,))
         exps, rescale, row_max, row_sum = _softmax(
             scores, row_max, row_sum, start + seq_k - seq_q - row, seq_k - row, scale_log2, MASKED, CAUSAL
         )
-        acc = warpgroup_mma_wait(0, deps=(acc,))
+        accs = _finished(products)
         mbarrier.arrive(emptied.index(stage))
-        acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, O_LAYOUT))[:, None]
-        weights = gl.convert_layout(exps.to(q_tile.dtype), weights.type.layout)
+        accs = _scaled(accs, rescale)
+        weights = gl.convert_layout(exps.to(q_tile[0].dtype), weights.type.layout)
         count += 1
-    return acc, weights, row_max, row_sum, count
+    return accs, weights, row_max, row_sum, count
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -308,9 +367,9 @@ def _begin(  # type: ignore[no-untyped-def]
 
 @gluon.jit  # type: ignore[untyped-decorator]
 def _turn_over(  # type: ignore[no-untyped-def]
-    acc,
+    accs,
     weights,
-    values,
+    v_tile,
     q_tile,
     k_tile,
     start,
@@ -324,11 +383,33 @@ def _turn_over(  # type: ignore[no-untyped-def]
 ):
     """(O of a tile before it is divided by its sum, then as `_begin` of the next tile)."""
     scores = _score(q_tile, k_tile, LAYOUT)
-    acc = warpgroup_mma(weights, values, acc, is_async=True)
-    scores = warpgroup_mma_wait(1, deps=(scores,))
+    products = _weigh(accs, weights, v_tile)
+    scores = warpgroup_mma_wait(len(accs), deps=(scores,))
     exps, row_max, row_sum = _begin(scores, start, visited, seq_q, seq_k, scale_log2, CAUSAL, EVEN_N)
-    acc = warpgroup_mma_wait(0, deps=(acc,))
-    return acc, exps, row_max, row_sum
+    return _finished(products), exps, row_max, row_sum
+
+
+@gluon.jit
+def _half(tile, desc):  # type: ignore[no-untyped-def]
+    """The first half of the memory of a tile, as a tile of `desc`, which is half as wide."""
+    return tile._reinterpret(desc.dtype, [2, 1, 1, 64, desc.block_type.shape[3]], desc.layout).index(0)
+
+
+@gluon.jit
+def _write(descs, batch, head, row, tiles, at, accs):  # type: ignore[no-untyped-def]
+    """Starts to write rows of O from `row` on, through the tile `at`, of which all was read.
+
+    Where there is memory for the first part only, the second goes out after it.
+    """
+    for p in gl.static_range(len(accs)):
+        if p < len(tiles):
+            tile = tiles[p].index(at)
+        else:
+            tma.store_wait(0)  # the part before goes out through the same memory
+            tile = _half(tiles[0].index(at), descs[p])
+        tile.reshape([64, accs[p].shape[1]]).store(accs[p].to(descs[p].dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(descs[p], [batch, head, row, p * descs[0].block_type.shape[3]], tile)
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -347,18 +428,15 @@ def _compute(  # type: ignore[no-untyped-def]
     would still take registers from the others.
     """
     outputs, queries, rings, sizes, scale_log2 = arguments
-    out_desc, lse, out_tiles = outputs
+    out_descs, lse, out_tiles = outputs
     q_tiles, q_full, q_empty, numbers = queries
     k_tiles, v_tiles, filled, emptied = rings
     heads, _group, _tiles_m, _total_heads, _section, seq_q, seq_k = sizes
-    STAGES: gl.constexpr = k_tiles.shape[0]
-    BLOCK_N: gl.constexpr = k_tiles.shape[3]
+    STAGES: gl.constexpr = k_tiles[0].shape[0]
+    BLOCK_N: gl.constexpr = k_tiles[0].shape[3]
     Q_STAGES: gl.constexpr = q_full.shape[0]
-    GROUPS: gl.constexpr = q_tiles.shape[0] // Q_STAGES
-    WIDTH: gl.constexpr = q_tiles.shape[4]
+    GROUPS: gl.constexpr = q_tiles[0].shape[0] // Q_STAGES
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
-    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     turn = 0
     count = 0
 
@@ -370,16 +448,17 @@ def _compute(  # type: ignore[no-untyped-def]
         mbarrier.arrive(emptied.index(0))
         count += 1
     mbarrier.wait(filled.index(count % STAGES), 0)
-    scores = _score(q_tiles.index(W).reshape([64, WIDTH]), k_tiles.index(count % STAGES), S_LAYOUT)
+    scores = _score(_tile_of(q_tiles, W), _tile_of(k_tiles, count % STAGES), S_LAYOUT)
     scores = warpgroup_mma_wait(0, deps=(scores,))
     exps, row_max, row_sum = _begin(scores, start, visited, seq_q, seq_k, scale_log2, CAUSAL, EVEN_N)
-    weights = gl.convert_layout(exps.to(q_tiles.dtype), P_LAYOUT)
+    accs = _zeros(q_tiles)
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, accs[0].type.layout, 2)
+    weights = gl.convert_layout(exps.to(q_tiles[0].dtype), P_LAYOUT)
     mbarrier.arrive(emptied.index(count % STAGES))
     count += 1
-    acc = gl.zeros([64, WIDTH], gl.float32, O_LAYOUT)
     while batch >= 0:
         slot = turn % Q_STAGES
-        q_tile = q_tiles.index(slot * GROUPS + W).reshape([64, WIDTH])
+        q_tile = _tile_of(q_tiles, slot * GROUPS + W)
         more = visited - 1
         if start >= seq_q:  # no row to compute: only let go of what is loaded
             for _ in range(more):
@@ -388,14 +467,14 @@ def _compute(  # type: ignore[no-untyped-def]
                 count += 1
             more = 0
             full = 0
-        state = (acc, weights, row_max, row_sum, count)
+        state = (accs, weights, row_max, row_sum, count)
         if STEEP:
             state = _steps(
                 state, more - full, visited - 1, start, q_tile, rings, seq_q, seq_k, scale_log2,
                 True, CAUSAL,
             )  # fmt: skip
         state = _steps(state, full, full, start, q_tile, rings, seq_q, seq_k, scale_log2, False, CAUSAL)
-        acc, weights, row_max, row_sum, count = state
+        accs, weights, row_max, row_sum, count = state
 
         seen = gl.where(row_sum == 0.0, 1.0, row_sum)
         log_sum = (row_max + gl.log2(seen)) * 0.6931471805599453
@@ -405,7 +484,7 @@ def _compute(  # type: ignore[no-untyped-def]
         my_batch = batch
         my_head = head
         first_row = start
-        values = v_tiles.index((count + STAGES - 1) % STAGES).reshape([BLOCK_N, WIDTH])
+        v_tile = _tile_of(v_tiles, (count + STAGES - 1) % STAGES)
         stage = count % STAGES
         phase = count // STAGES & 1
         batch = -1  # one tile a program
@@ -422,29 +501,25 @@ def _compute(  # type: ignore[no-untyped-def]
             if CAUSAL:
                 ahead = count + gl.where(batch >= 0, skipped, 0)
                 mbarrier.wait(filled.index(ahead % STAGES), ahead // STAGES & 1)
-            acc, exps, row_max, row_sum = _turn_over(
-                acc, weights, values, q_tiles.index(slot * GROUPS + W).reshape([64, WIDTH]),
-                k_tiles.index(ahead % STAGES), start, visited, seq_q, seq_k, scale_log2,
+            accs, exps, row_max, row_sum = _turn_over(
+                accs, weights, v_tile, _tile_of(q_tiles, slot * GROUPS + W),
+                _tile_of(k_tiles, ahead % STAGES), start, visited, seq_q, seq_k, scale_log2,
                 S_LAYOUT, CAUSAL, EVEN_N,
             )  # fmt: skip
-            weights = gl.convert_layout(exps.to(q_tiles.dtype), P_LAYOUT)
+            weights = gl.convert_layout(exps.to(q_tiles[0].dtype), P_LAYOUT)
             mbarrier.arrive(emptied.index(stage))
             if CAUSAL:
                 mbarrier.arrive(emptied.index(ahead % STAGES), pred=ahead > count)
             count = ahead
         else:
             mbarrier.wait(filled.index(stage), phase)
-            acc = warpgroup_mma(weights, values, acc, is_async=True)
-            acc = warpgroup_mma_wait(0, deps=(acc,))
+            accs = _finished(_weigh(accs, weights, v_tile))
         count += 1
 
-        acc = acc * gl.convert_layout(inverse, gl.SliceLayout(1, O_LAYOUT))[:, None]
-        out_tile = out_tiles.index(W)
+        accs = _scaled(accs, inverse)
         tma.store_wait(0)  # the store of the tile before may still read it
-        out_tile.reshape([64, WIDTH]).store(acc.to(q_tiles.dtype))
-        fence_async_shared()
-        tma.async_copy_shared_to_global(out_desc, [my_batch, my_head, first_row, 0], out_tile)
-        acc = gl.zeros([64, WIDTH], gl.float32, O_LAYOUT)
+        _write(out_descs, my_batch, my_head, first_row, out_tiles, W, accs)
+        accs = _zeros(q_tiles)
     tma.store_wait(0)
 
 
@@ -457,6 +532,17 @@ def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-u
     return bars
 
 
+@gluon.jit  # type: ignore[untyped-decorator]
+def _tiles(descs, COUNT: gl.constexpr):  # type: ignore[no-untyped-def]
+    """Shared memory for COUNT tiles, in the parts that the descriptors load or write."""
+    return [
+        gl.allocate_shared_memory(
+            desc.dtype, [COUNT, 1, 1, desc.block_type.shape[2], desc.block_type.shape[3]], desc.layout
+        )
+        for desc in descs
+    ]
+
+
 @gluon.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=["heads", "group", "tiles_m", "total_heads", "section", "seq_q", "seq_k"]
 )
@@ -465,6 +551,10 @@ def flash_hopper_forward(  # type: ignore[no-untyped-def]
     k_desc,
     v_desc,
     out_desc,
+    q_tail,
+    k_tail,
+    v_tail,
+    out_tail,
     lse,
     counter,
     heads,
@@ -479,8 +569,7 @@ def flash_hopper_forward(  # type: ignore[no-untyped-def]
     EVEN_N: gl.constexpr,
     STEEP: gl.constexpr,
     PERSISTENT: gl.constexpr,
-    WIDTH: gl.constexpr,
-    BLOCK_N: gl.constexpr,
+    OUT_COLUMNS: gl.constexpr,
     STAGES: gl.constexpr,
     Q_STAGES: gl.constexpr,
     GROUPS: gl.constexpr,
@@ -490,16 +579,23 @@ def flash_hopper_forward(  # type: ignore[no-untyped-def]
     Traffic per head as `flash.flash_forward` states it, with BLOCK_M = 64 GROUPS: reads N_q d e + sum_i 2 c_i
     d e bytes, writes N_q d e + 4 N_q. One difference: c_i is at least one block of keys.
     At most as many programs as tiles; PERSISTENT ones take their next tile from `counter`, which is 0 before
-    and after. Without PERSISTENT, O of 256 columns goes out through the shared memory of Q.
+    and after. Descriptors called `_tail` are those of the second part, None where there is one only.
+    OUT_COLUMNS of O have shared memory of their own: all, those of the first part, or none, and then O goes
+    out through that of Q, which PERSISTENT programs cannot.
     """
-    dtype: gl.constexpr = q_desc.dtype
-    q_tiles = gl.allocate_shared_memory(dtype, [Q_STAGES * GROUPS, 1, 1, 64, WIDTH], q_desc.layout)
-    k_tiles = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, WIDTH], k_desc.layout)
-    v_tiles = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_N, WIDTH], v_desc.layout)
-    if PERSISTENT or WIDTH < 256:
-        out_tiles = gl.allocate_shared_memory(dtype, [GROUPS, 1, 1, 64, WIDTH], out_desc.layout)
-    else:
+    q_descs = (q_desc,) if q_tail is None else (q_desc, q_tail)
+    k_descs = (k_desc,) if k_tail is None else (k_desc, k_tail)
+    v_descs = (v_desc,) if v_tail is None else (v_desc, v_tail)
+    out_descs = (out_desc,) if out_tail is None else (out_desc, out_tail)
+    q_tiles = _tiles(q_descs, Q_STAGES * GROUPS)
+    k_tiles = _tiles(k_descs, STAGES)
+    v_tiles = _tiles(v_descs, STAGES)
+    if OUT_COLUMNS == 0:
         out_tiles = q_tiles
+    elif out_desc.block_type.shape[3] == OUT_COLUMNS:
+        out_tiles = _tiles((out_desc,), GROUPS)
+    else:
+        out_tiles = _tiles(out_descs, GROUPS)
     NUMBERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     numbers = gl.allocate_shared_memory(gl.int32, [3 * Q_STAGES, 1], NUMBERS)
     # A tile of Q is there with its number (one arrival) and its bytes (the other).
@@ -507,8 +603,8 @@ def flash_hopper_forward(  # type: ignore[no-untyped-def]
     rings = (k_tiles, v_tiles, _barriers(STAGES, 1), _barriers(STAGES, GROUPS))
     fence_async_shared()
 
-    sources = (q_desc, k_desc, v_desc)
-    outputs = (out_desc, lse, out_tiles)
+    sources = (q_descs, k_descs, v_descs)
+    outputs = (out_descs, lse, out_tiles)
     sizes = (heads, group, tiles_m, total_heads, section, seq_q, seq_k)
     compute = (outputs, queries, rings, sizes, scale_log2)
     if GROUPS == 2:
@@ -552,7 +648,6 @@ def forward(
     capability 9.0, layouts that TMA cannot address.
     """
     shape = served_shape(q, k, v)
-    width = max(HOPPER_WIDTH, padded_width(shape.head_dim))
     tile = tile or hopper_tile(shape.head_dim, causal)
     if tile.groups not in (2, 3) or tile.stages < 2 or tile.block_n < WARPGROUP_ROWS * (tile.groups - 1):
         raise ValueError(f"flash_hopper needs 2 or 3 warpgroups, 2 stages or more, wide blocks, got {tile}")
@@ -566,10 +661,7 @@ def forward(
     with on_device(q):
         counter = _counter(q.device) if tile.persistent else lse
         compiled = flash_hopper_forward[(programs,)](
-            _descriptor(q, WARPGROUP_ROWS, width),
-            _descriptor(k, tile.block_n, width),
-            _descriptor(v, tile.block_n, width),
-            _descriptor(out, WARPGROUP_ROWS, width),
+            *_descriptors(q, k, v, out, tile.block_n),
             lse,
             counter,
             shape.heads,
@@ -584,8 +676,7 @@ def forward(
             EVEN_N=causal or shape.seq_k % tile.block_n == 0,
             STEEP=causal and (shape.seq_k - shape.seq_q) % WARPGROUP_ROWS != 0,
             PERSISTENT=tile.persistent,
-            WIDTH=width,
-            BLOCK_N=tile.block_n,
+            OUT_COLUMNS=hopper_out_columns(shape.head_dim, tile.persistent),
             STAGES=tile.stages,
             Q_STAGES=tile.q_stages,
             GROUPS=tile.groups,
@@ -621,10 +712,21 @@ def _section(shape: Shape, element_size: int) -> int:
     return hopper_together(2 * shape.seq_k * shape.head_dim * element_size) * shape.group
 
 
+def _descriptors(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block_n: int) -> list[TensorDescriptor | None]:
+    """Those of the first part of q, k, v and out, then those of the second, or None four times."""
+    first, *second = hopper_parts(q.shape[3])
+    tensors = ((q, WARPGROUP_ROWS), (k, block_n), (v, block_n), (out, WARPGROUP_ROWS))
+    tails = [_descriptor(tensor, rows, width) for width in second for tensor, rows in tensors]
+    return [*(_descriptor(tensor, rows, first) for tensor, rows in tensors), *(tails or [None] * 4)]
+
+
 def _descriptor(tensor: Tensor, rows: int, width: int) -> TensorDescriptor:
-    """TMA descriptor of [B, h, N, d] with blocks of [1, 1, rows, width]; what lies outside reads as zero."""
+    """TMA descriptor of [B, h, N, d] with blocks of [1, 1, rows, width]; what lies outside reads as zero.
+
+    Rows of 64 columns or more, of 128 bytes each, are swizzled as such, those of 32 as ones of 64 bytes.
+    """
     row = tensor.shape[3]
     # The stride of a dimension of one element is arbitrary, and a descriptor wants a legal one.
     strides = [s if n > 1 else row for s, n in zip(tensor.stride()[:3], tensor.shape[:3], strict=True)]
-    layout = gl.NVMMASharedLayout(128, 16, rank=4)
+    layout = gl.NVMMASharedLayout(min(128, 2 * width), 16, rank=4)
     return TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width], layout)

@@ -1,8 +1,7 @@
 """FlashAttention-3 on Hopper: attention that autograd can differentiate.
 
-The forward kernel is that of `flash_hopper`, the backward ones those of `flash_hopper_backward`, and those of
-`flash_backward` for head dims above 128. Gluon, in which the former are written, came with Triton 3.6: it is
-imported by the first call.
+The forward kernel is that of `flash_hopper`, the backward ones those of `flash_hopper_backward`. Gluon, in
+which they are written, came with Triton 3.6: it is imported by the first call.
 """
 
 from functools import cache
@@ -13,10 +12,8 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import flash_backward
 from .shape import checked_shape
 from .tile_io import DTYPES, can_describe, capability, interpreted
-from .tiles import WIDEST_HOPPER_BACKWARD
 from .use import KernelUse
 
 
@@ -83,12 +80,7 @@ def backward(
     deterministic: bool = False,
     uses: list[KernelUse] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV) from what `forward` gave; dQ has the same bits each time if `deterministic`.
-
-    Above a head dim of 128 the portable kernels run, which are deterministic anyway.
-    """
-    if q.shape[-1] > WIDEST_HOPPER_BACKWARD:
-        return flash_backward.backward(q, k, v, out, lse, dout, causal, scale, uses=uses)
+    """(dQ, dK, dV) from what `forward` gave; dQ has the same bits each time if `deterministic`."""
     from . import flash_hopper_backward  # there is Gluon: the forward pass has run
 
     return flash_hopper_backward.backward(

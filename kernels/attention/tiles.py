@@ -44,7 +44,8 @@ class HopperBackwardTile(NamedTuple):
 
     Without `deterministic`, block_m is 64. Head dims up to 64 are `apart`: a third warpgroup computes dQ, and
     K and V stay in registers of the others. Above, two share dQ, 64 columns each, and the tile may be
-    `ahead`: dS^T Q goes on while the next block begins.
+    `ahead`: dS^T Q goes on while the next block begins. Above 128 it is `wide`: half of the keys, the
+    warpgroups divide the products, and dQ has a kernel of its own, `deterministic` or not.
     """
 
     block_m: int
@@ -53,12 +54,28 @@ class HopperBackwardTile(NamedTuple):
     stages_n: int
     apart: bool = False
     ahead: bool = False
+    wide: bool = False
+
+    @property
+    def keys(self) -> int:
+        """Keys of a program of the dK/dV kernel."""
+        return HOPPER_WIDE_KEYS if self.wide else HOPPER_FIXED_ROWS
+
+    @property
+    def kernel(self) -> str:
+        """The name of the dK/dV kernel."""
+        return "flash_hopper_dkdv_wide" if self.wide else "flash_hopper_dkdv"
 
     @property
     def held(self) -> Tile:
         """Rows and warps of a whole program of the dK/dV kernel; all but one warpgroup compute."""
         warps = HOPPER_BACKWARD_WARPS + (4 if self.apart else 0)
-        return Tile(self.block_m, HOPPER_FIXED_ROWS, warps, self.stages)
+        return Tile(self.block_m, self.keys, warps, self.stages)
+
+    @property
+    def held_dq(self) -> Tile:
+        """Rows and warps of a whole program of the dQ kernel, where there is one."""
+        return Tile(HOPPER_FIXED_ROWS, self.block_n, HOPPER_BACKWARD_WARPS, self.stages_n)
 
 
 class _Row(NamedTuple):
@@ -141,19 +158,21 @@ HOPPER_WIDTH = 64
 #: Bytes of K and V that causal tiles in flight of the Hopper kernel may read between them.
 KV_IN_L2 = 16 * 2**20
 #: The Hopper forward kernel by head dim: (all keys, causal). The fastest of those that
-#: `benchmarks/attention_cases.py` has, on an H200; that of 256 was not timed.
+#: `benchmarks/attention_cases.py` has, on an H200; those of 96, 192 and 256 at N 8k alone.
 _HOPPER = {
     64: (HopperTile(3, 128, 2, 2, persistent=True), HopperTile(3, 128, 3, 2, persistent=True)),
+    96: (HopperTile(2, 128, 2, 2, persistent=True), HopperTile(2, 128, 2, 2, persistent=True)),
     128: (HopperTile(2, 128, 2, 2, persistent=True), HopperTile(2, 128, 2, 2, persistent=True)),
+    192: (HopperTile(2, 64, 2, 2, persistent=True), HopperTile(2, 64, 2, 2, persistent=True)),
     256: (HopperTile(2, 64, 2), HopperTile(2, 64, 2)),
 }
 
-#: Head dims up to here have a backward for Hopper.
-WIDEST_HOPPER_BACKWARD = 128
 #: Rows of K and V (dK, dV) or of Q and dO (dQ) that a program of the Hopper backward holds, and its warps.
 #: LSE and D are padded to a multiple of the rows.
 HOPPER_FIXED_ROWS = 128
 HOPPER_BACKWARD_WARPS = 12
+#: Keys of a program above 128 columns, where those of two warpgroups would not fit the registers.
+HOPPER_WIDE_KEYS = 64
 #: Programs of the dK/dV kernel from which on it is not worth dealing out the query heads of a K/V head: they
 #: are 8 waves on an H200.
 HOPPER_PROGRAMS = 1056
@@ -173,6 +192,11 @@ _HOPPER_BACKWARD = {
         HopperBackwardTile(64, 2, 128, 2),
         HopperBackwardTile(64, 2, 128, 2, ahead=True),
         HopperBackwardTile(64, 2, 128, 2),
+    ),
+    256: (
+        HopperBackwardTile(64, 2, 64, 2, wide=True),
+        HopperBackwardTile(64, 2, 64, 2, wide=True),
+        HopperBackwardTile(64, 2, 64, 2, wide=True),
     ),
 }
 
@@ -236,12 +260,46 @@ def hopper_tile(head_dim: int, causal: bool) -> HopperTile:
     raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
 
 
+def hopper_parts(head_dim: int) -> tuple[int, ...]:
+    """Columns of the parts that the Hopper forward kernel holds a tile in: powers of two, the widest first.
+
+    One part of 64, 128 or 256; but (64, 32) from 65 to 96, and (128, 64) from 129 to 192. ValueError above
+    256.
+    """
+    for parts in ((64,), (64, 32), (128,), (128, 64), (256,)):
+        if head_dim <= sum(parts):
+            return parts
+    raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
+
+
+def hopper_width(head_dim: int) -> int:
+    """Columns of a tile of the Hopper forward kernel: 64, 96, 128, 192 or 256. ValueError above 256."""
+    return sum(hopper_parts(head_dim))
+
+
+def hopper_out_columns(head_dim: int, persistent: bool) -> int:
+    """Columns of O that have shared memory of their own in the Hopper forward kernel: all, up to 128.
+
+    Above, those of the first part, through which the second goes out after it. Or none, where a program ends
+    with its tile: O then goes out through that of Q, into which a persistent one loads Q of its next tile.
+    """
+    parts = hopper_parts(head_dim)
+    if sum(parts) <= 128:
+        return sum(parts)
+    return parts[0] if persistent else 0
+
+
 def hopper_backward_tile(head_dim: int, causal: bool, deterministic: bool = False) -> HopperBackwardTile:
-    """The tile of the backward kernels for compute capability 9.0. ValueError for head dims above 128."""
+    """The tile of the backward kernels for compute capability 9.0. ValueError for head dims above 256."""
     for limit, tiles in _HOPPER_BACKWARD.items():
         if head_dim <= limit:
             return tiles[2 if deterministic else causal]
-    raise ValueError(f"no tiles of the Hopper backward for head dim {head_dim}: it must be 128 or smaller")
+    raise ValueError(f"no tiles for head dim {head_dim}: it must be 256 or smaller")
+
+
+def hopper_backward_width(head_dim: int) -> int:
+    """Columns of a tile of the Hopper backward: 64 or 128, above that whole panels of 64."""
+    return max(HOPPER_WIDTH, _width(head_dim)) if head_dim <= 128 else -(-head_dim // 64) * 64
 
 
 def hopper_shares(programs: int, group: int) -> int:
@@ -414,23 +472,40 @@ def forward_shared_bytes(tile: Tile, head_dim: int) -> int:
     return 2 * _width(head_dim) * (tile.block_m + 2 * tile.num_stages * tile.block_n)
 
 
-def hopper_shared_bytes(tile: Tile, head_dim: int, q_stages: int = 2) -> int:
+def hopper_shared_bytes(
+    tile: Tile, head_dim: int, q_stages: int | None = None, persistent: bool | None = None
+) -> int:
     """Modelled shared memory of the Hopper forward kernel: q_stages of Q, O, num_stages of K and of V.
 
-    16-bit. `q_stages` is 2 in the table, but tiles of 256 columns have room for one, which is that of O too.
+    16-bit. What is None is as in the table, where the tiles of a head dim have it alike with a mask and
+    without. Of O those columns count that `hopper_out_columns` names.
     """
-    width = max(HOPPER_WIDTH, _width(head_dim))
-    queries = tile.block_m * (1 if width == 256 else q_stages + 1)
-    return 2 * width * (queries + 2 * tile.num_stages * tile.block_n)
+    table = hopper_tile(head_dim, causal=False)
+    q_stages = table.q_stages if q_stages is None else q_stages
+    own = hopper_out_columns(head_dim, table.persistent if persistent is None else persistent)
+    rows = q_stages * tile.block_m + 2 * tile.num_stages * tile.block_n
+    return 2 * (hopper_width(head_dim) * rows + own * tile.block_m)
 
 
 def hopper_dkdv_shared_bytes(tile: Tile, head_dim: int, fused: bool = True) -> int:
-    """Modelled shared memory of the Hopper dK/dV kernel: as `dkdv_shared_bytes`, and dS if dQ is `fused`.
+    """Modelled shared memory of the Hopper dK/dV kernels: K, V, stages of Q, dO, LSE, D; what is exchanged.
 
-    There is room for two of dS where a warpgroup of its own, hence 16 warps, computes dQ.
+    That is dS if dQ is `fused`, twice where a warpgroup of its own, hence 16 warps, has dQ; above 128 columns
+    P, in 32 bit.
     """
-    exchanged = 2 * tile.block_m * tile.block_n * (tile.num_warps // 4 - 2) if fused else 0
-    return dkdv_shared_bytes(tile, max(HOPPER_WIDTH, head_dim)) + exchanged
+    width = hopper_backward_width(head_dim)
+    kept = 2 * 2 * width * tile.block_n + tile.num_stages * tile.block_m * (2 * 2 * width + 8)
+    weights = tile.block_m * tile.block_n
+    if width > 128:
+        return kept + 4 * weights
+    return kept + (2 * weights * (tile.num_warps // 4 - 2) if fused else 0)
+
+
+def hopper_dq_shared_bytes(tile: Tile, head_dim: int) -> int:
+    """Modelled shared memory of the Hopper dQ kernel: Q, dO, stages of K and V; one of V for 256 columns."""
+    width = hopper_backward_width(head_dim)
+    stages = tile.num_stages + (1 if width == 256 else tile.num_stages)
+    return 2 * width * (2 * tile.block_m + stages * tile.block_n)
 
 
 def dkdv_shared_bytes(tile: Tile, head_dim: int) -> int:

@@ -5,6 +5,7 @@ import msgspec
 from perfkit.analysis.placement import Placement
 from perfkit.analysis.verdict import Verdict, judge, unchecked
 from perfkit.model.cache import IN_PART, STAYS
+from perfkit.model.units import show
 from perfkit.ops import find_op
 from perfkit.ops.base import Implementation, IOModel, Level
 from perfkit.record import Run
@@ -19,6 +20,9 @@ FLOPS_TOLERANCE = 0.001
 SLACK_BYTES = 1 << 20
 #: Forward kernels whose blocks of queries each pass over K and V once.
 FORWARDS = frozenset({"flash_forward", "flash_hopper_forward"})
+#: The counter of SM<->L2 reads that is the SM's, as the remark on `l2_read` names it: it counts the zeros
+#: that TMA fills into tiles. What another one counted is held against the ledger alone.
+AT_SM = "l1_fill_bytes"
 
 
 def check(op_name: str, placement: Placement) -> tuple[Verdict, ...]:
@@ -49,6 +53,13 @@ def shares_passes(row: Implementation, run: Run) -> bool:
     )
 
 
+def zeros_counted(run: Run) -> float:
+    """Bytes of zeros by TMA that the model expects in the SM<->L2 reads of a run; none but at the SM."""
+    number = run.numbers.get("l2_read")
+    at_sm = number is not None and AT_SM in (number.reason or "")
+    return (run.value("l2_zeros_modelled") or 0) if at_sm else 0
+
+
 def _absent(run: Run, tag: str) -> str:
     number = run.numbers.get(tag)
     return (number.reason if number is not None else None) or "not measured"
@@ -68,6 +79,10 @@ def _side(run: Run, level: Level | None, side: str) -> Verdict | None:
     tolerance, slack = (L2_TOLERANCE, 0) if level == "L2" else (DRAM_ALGORITHM_TOLERANCE, SLACK_BYTES)
     note = run.numbers[f"{prefix}_{side}_modelled"].reason or ""
     reason = f"closed form, tolerance {tolerance:.0%}"
+    if level == "L2" and side == "read" and (zeros := zeros_counted(run)):
+        expected += zeros
+        where = run.numbers["l2_zeros_modelled"].reason
+        reason += f"; of which {show(zeros, 'bytes')} zeros that TMA fills in {where}"
     if level == "DRAM" and STAYS in note:  # what stays in L2 is a model too, and in between it is a rough one
         tolerance = DRAM_MODEL_TOLERANCE
         reason = f"{note}; tolerance {tolerance:.0%}"
@@ -84,13 +99,14 @@ def _side(run: Run, level: Level | None, side: str) -> Verdict | None:
 def implied_tile_height(run: Run) -> float | None:
     """Rows of queries that share one pass over K and V, from the counter: N_q over the passes it shows.
 
-    Full-mask forward only: SM<-L2 bytes = Q + passes (K + V) for each query head (FA2 Algorithm 1).
+    Full-mask forward only: SM<-L2 bytes = Q + passes (K + V) for each query head (FA2 Algorithm 1), and the
+    zeros of TMA, where they are known.
     """
     w, reads = run.workload, run.value("l2_read")
     if reads is None or w.causal or w.pass_ != "fwd":
         return None
     per_pass = 2 * w.key_bytes * (w.heads // w.kv_heads)
-    passes = (reads - w.query_bytes) / per_pass
+    passes = (reads - zeros_counted(run) - w.query_bytes) / per_pass
     return w.seq_q / passes if passes > 0 else None
 
 

@@ -101,43 +101,63 @@ def streamed(
     return msgspec.structs.replace(found, reason=reason)
 
 
+def keys_again(
+    w: AttentionWorkload, tile: KernelUse, device: DeviceProfile, together: int = 1
+) -> tuple[float, str]:
+    """How often the blocks of queries read K and V from DRAM beyond once, and why.
+
+    The blocks of `together` K/V heads are started side by side. A mask leaves of a pass what is visible.
+    """
+    seen = key_blocks(w, tile)
+    kv_head = 2 * w.seq_k * w.head_dim * w.element_bytes
+    found = streamed(w, tile, kv_head, w.heads // w.kv_heads * len(seen), device, together)
+    whole = len(seen) * -(-w.seq_k // tile.block_n)
+    return max(0.0, found.passes * sum(seen) / whole - 1.0), found.reason
+
+
+def queries_again(
+    w: AttentionWorkload, tile: KernelUse, shared_bytes: int, device: DeviceProfile, shares: int = 1
+) -> tuple[float, str]:
+    """How often the blocks of keys read what they share of the query heads from DRAM beyond once, and why.
+
+    `shared_bytes` are those of all heads. Where the query heads of a K/V head are dealt out in `shares`,
+    blocks of different shares have nothing in common.
+    """
+    dealt = msgspec.structs.replace(w, kv_heads=w.kv_heads * shares)
+    visible = query_blocks(w, tile)
+    found = streamed(dealt, tile, shared_bytes // (dealt.batch * dealt.kv_heads), len(visible), device)
+    whole = len(visible) * -(-w.seq_q // tile.block_m)
+    return max(0.0, found.passes * sum(map(len, visible)) / whole - 1.0), found.reason
+
+
 def flash_dram(
     w: AttentionWorkload, uses: Uses, device: DeviceProfile, forward: str = FORWARD, together: int = 1
 ) -> Cached:
     """What each kernel reads at least, plus what waves read again, less what L2 keeps between kernels.
 
-    Forward and dQ blocks share K and V, dK/dV blocks share Q, dO, LSE and D; a causal mask leaves of each
-    pass over them only what is visible. An op whose inputs are small finds them in L2 in its later kernels.
-    `forward` is the kernel that runs forward, and starts the blocks of `together` K/V heads side by side.
+    Forward and dQ blocks share K and V, dK/dV blocks share Q, dO, LSE and D. An op whose inputs are small
+    finds them in L2 in its later kernels. `forward` is the kernel that runs forward, and starts the blocks of
+    `together` K/V heads side by side.
     """
     q, kv, statistic = w.query_bytes, w.key_bytes, STATISTIC_BYTES * w.rows
-    group = w.heads // w.kv_heads
-    kv_head = 2 * w.seq_k * w.head_dim * w.element_bytes
     least, again, writes, reasons = 0, 0, 0, []
 
-    def repeated(tile: KernelUse, shared: int, head_bytes: int, blocks: int, seen: int, whole: int) -> int:
-        found = streamed(w, tile, head_bytes, blocks, device, together if tile.kernel == forward else 1)
-        reasons.append(found.reason)
-        return round(shared * max(0.0, found.passes * seen / whole - 1.0))
+    def repeated(shared: int, found: tuple[float, str]) -> int:
+        reasons.append(found[1])
+        return round(shared * found[0])
 
     if w.pass_ != "bwd":
-        tile = tile_of(uses, forward)
-        seen = key_blocks(w, tile)
-        blocks, whole = group * len(seen), len(seen) * -(-w.seq_k // tile.block_n)
         least += q + 2 * kv
-        again += repeated(tile, 2 * kv, kv_head, blocks, sum(seen), whole)
+        again += repeated(2 * kv, keys_again(w, tile_of(uses, forward), device, together))
         writes += q + statistic
     if w.pass_ != "fwd":
         dkdv, dq = tile_of(uses, "flash_dkdv"), tile_of(uses, "flash_dq")
-        visible, seen = query_blocks(w, dkdv), key_blocks(w, dq)
-        rows_head = group * w.seq_q * (2 * w.head_dim * w.element_bytes + 2 * STATISTIC_BYTES)
+        shared = 2 * (q + statistic)
         least += 2 * q  # D
-        least += 2 * kv + 2 * (q + statistic)  # dK, dV
+        least += 2 * kv + shared  # dK, dV
         least += 2 * q + 2 * statistic + 2 * kv  # dQ
-        whole = len(visible) * -(-w.seq_q // dkdv.block_m)
-        again += repeated(dkdv, 2 * (q + statistic), rows_head, len(visible), sum(map(len, visible)), whole)
-        blocks, whole = group * len(seen), len(seen) * -(-w.seq_k // dq.block_n)
-        again += repeated(dq, 2 * kv, kv_head, blocks, sum(seen), whole)
+        again += repeated(shared, queries_again(w, dkdv, shared, device))
+        again += repeated(2 * kv, keys_again(w, dq, device))
         writes += statistic + 2 * kv + q
     once = min(least, compulsory(w).read_bytes)
     inputs = compulsory(msgspec.structs.replace(w, pass_="bwd" if w.pass_ != "fwd" else "fwd")).read_bytes

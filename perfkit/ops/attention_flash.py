@@ -11,8 +11,10 @@ import msgspec
 from perfkit.kernels.attention import tiles
 from perfkit.ops import attention_cache as cached
 from perfkit.ops import attention_hopper as hopper
+from perfkit.ops import attention_hopper_cache as hopper_cached
 from perfkit.ops import attention_io as io
-from perfkit.ops.attention_hopper_backward import DKDV as HOPPER_DKDV
+from perfkit.ops import attention_zeros as filled
+from perfkit.ops.attention_hopper_backward import DKDV, DQ, WIDE
 from perfkit.ops.attention_peers import HALF, KERNELS
 from perfkit.ops.attention_tiles import chosen
 from perfkit.ops.attention_workload import AttentionWorkload
@@ -20,7 +22,7 @@ from perfkit.ops.base import Implementation, IOModel, KernelUse, Uses
 
 #: The one compute capability that has the instructions of the kernels for Hopper.
 CAPABILITY: Final = (9, 0)
-_HOPPER: Final = frozenset({io.HOPPER, HOPPER_DKDV})
+_HOPPER: Final = frozenset({io.HOPPER, DKDV, WIDE, DQ})
 
 
 def flash_plan(w: AttentionWorkload, capability: tuple[int, int]) -> Uses:
@@ -89,6 +91,7 @@ def _picked(portable: IOModel, for_hopper: IOModel) -> IOModel:
         extra_flops=lambda w, uses: of(uses).extra_flops(w, uses),
         launches=lambda w, uses: of(uses).launches(w, uses),
         source=portable.source,
+        zeros=lambda w, uses, device: of(uses).zeros(w, uses, device),
     )
 
 
@@ -104,18 +107,20 @@ _PORTABLE: Final = IOModel(
     extra_flops=io.flash_extra_flops,
     launches=io.flash_launches,
     source=_SOURCE,
+    zeros=filled.flash_zeros,
 )
 
 _FOR_HOPPER: Final = IOModel(
     level="L2",
     ledger=hopper.hopper_ledger,
     tiled=hopper.hopper_tiled,
-    dram=hopper.hopper_dram,
+    dram=hopper_cached.hopper_dram,
     issued_flops=hopper.hopper_flops,
     exps=hopper.hopper_exps,
     extra_flops=hopper.hopper_extra_flops,
     launches=hopper.hopper_launches,
     source=_SOURCE,
+    zeros=filled.hopper_zeros,
 )
 
 _TRITON: Final = Implementation(

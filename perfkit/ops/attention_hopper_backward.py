@@ -1,8 +1,9 @@
-"""The IO model of the fused backward of `flash-hopper`, of head dims up to 128.
+"""The IO model of the backward of `flash-hopper`.
 
-Source: Shah et al., arXiv 2407.08608, appendix B.1: one kernel gives dK, dV and dQ, the last by atomic
-additions to a sum in float32, which the kernel before zeroes and the one after converts. Up to 64 columns a
-warpgroup of its own computes dQ, above the two that have dK and dV. Results are totals over batch and heads.
+Source: Shah et al., arXiv 2407.08608, appendix B.1. Up to 128 columns one fused kernel gives dK, dV and dQ,
+the last by atomic additions to a sum in float32, which the kernel before zeroes and the one after converts.
+Up to 64 columns a warpgroup of its own computes dQ, above the two that have dK and dV. Beyond 128 there is no
+sum but a pair: dK and dV of 64 keys a program, and dQ of 128 rows. Results are totals over batch and heads.
 The additions are not in the ledger: on an H200 the counter of writes from SMs to L2 does not have them (it
 shows dK and dV within 0.3 %), and that of reductions has 1.5 sectors of 32 bytes for each 32 added.
 """
@@ -10,35 +11,63 @@ shows dK and dV within 0.3 %), and that of reductions has 1.5 sectors of 32 byte
 from typing import Final
 
 from perfkit.kernels.attention import tiles
-from perfkit.ops.attention_io import query_blocks, tile_of
+from perfkit.ops.attention_io import key_blocks, keys_read, queries_read, query_blocks, tile_of
 from perfkit.ops.attention_ledger import STATISTIC_BYTES, step
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse, Ledger, Uses
 
+#: The kernel of dK, dV and dQ, and the pair.
 DKDV: Final = "flash_hopper_dkdv"
+WIDE: Final = "flash_hopper_dkdv_wide"
+DQ: Final = "flash_hopper_dq"
+STATISTICS: Final = "flash_hopper_statistics"
+FROM_SUM: Final = "flash_hopper_dq_from_sum"
 ADDED: Final = "flash_hopper_sum_of_parts"
-#: S, dP, dV, dK and dQ.
+#: S, dP, dV, dK and dQ; of the pair S, dP, dV and dK, and S, dP and dQ.
 PRODUCTS: Final = 5
+PAIR_PRODUCTS: Final = (4, 3)
 
 
-def is_fused(w: AttentionWorkload) -> bool:
-    """Whether the pass has a backward, and the fused kernel serves its head dim."""
-    return w.pass_ != "fwd" and w.head_dim <= tiles.WIDEST_HOPPER_BACKWARD
+def table_tile(w: AttentionWorkload) -> tiles.HopperBackwardTile:
+    """The tile of the table, which names its kernel."""
+    return tiles.hopper_backward_tile(w.head_dim, w.causal)
+
+
+def is_pair(w: AttentionWorkload) -> bool:
+    """Whether dQ has a kernel of its own, and no sum."""
+    return table_tile(w).wide
+
+
+def backward_plan(w: AttentionWorkload) -> Uses:
+    """The tiles of the table, of all kernels that loop over tiles."""
+    tile = table_tile(w)
+    named = {tile.kernel: tile.held, **({DQ: tile.held_dq} if is_pair(w) else {})}
+    return tuple(KernelUse(kernel=name, **held._asdict()) for name, held in named.items())
+
+
+def dkdv_use(w: AttentionWorkload, uses: Uses) -> KernelUse:
+    """The tile of the kernel of dK and dV that ran; UsageError where it is missing."""
+    return tile_of(uses, table_tile(w).kernel)
+
+
+def dq_use(uses: Uses) -> KernelUse:
+    """The tile of the pair's kernel of dQ that ran; UsageError where it is missing."""
+    return tile_of(uses, DQ)
 
 
 def width_of(w: AttentionWorkload) -> int:
-    """Columns of a tile: the head dim padded to 64 or 128."""
-    return max(tiles.HOPPER_WIDTH, 1 << (w.head_dim - 1).bit_length())
+    """Columns of a tile: the head dim padded to whole panels of 64."""
+    return tiles.hopper_backward_width(w.head_dim)
 
 
 def shares_of(w: AttentionWorkload) -> int:
     """In how many shares the query heads of a K/V head are dealt out, each with its part of dK and dV."""
-    programs = w.batch * w.kv_heads * -(-w.seq_k // tiles.HOPPER_FIXED_ROWS)
+    programs = w.batch * w.kv_heads * -(-w.seq_k // table_tile(w).keys)
     return tiles.hopper_shares(programs, w.heads // w.kv_heads)
 
 
-def fused_launches(w: AttentionWorkload) -> int:
-    """Statistics, products and the conversion; one more where parts of dK and dV are added up."""
+def backward_launches(w: AttentionWorkload) -> int:
+    """Statistics, dK and dV, and dQ by itself or from its sum; one more where parts are added up."""
     return 3 if shares_of(w) == 1 else 4
 
 
@@ -55,7 +84,9 @@ def padded_bytes(w: AttentionWorkload) -> int:
 
 
 def sum_bytes(w: AttentionWorkload) -> int:
-    """Bytes of the sum of dQ: float32, whole tiles, whatever rows a step adds."""
+    """Bytes of the sum of dQ: float32, whole tiles, whatever rows a step adds; 0 where there is none."""
+    if is_pair(w):
+        return 0
     rows = tiles.HOPPER_SUM_TILE // width_of(w)
     return 4 * tiles.HOPPER_SUM_TILE * w.batch * w.heads * -(-w.seq_q // rows)
 
@@ -67,11 +98,11 @@ def visits_of(w: AttentionWorkload, tile: KernelUse) -> int:
 
 def added_bytes(w: AttentionWorkload, tile: KernelUse) -> int:
     """Bytes that are added to the sum of dQ: float32, whole blocks of rows, padded columns."""
-    return 4 * tile.block_m * width_of(w) * visits_of(w, tile)
+    return 0 if is_pair(w) else 4 * tile.block_m * width_of(w) * visits_of(w, tile)
 
 
 def passed_over(w: AttentionWorkload, tile: KernelUse) -> int:
-    """Of the visits those that the second warpgroup passes over: no row of the block sees its 64 keys.
+    """Of the fused kernel's visits those that the second warpgroup passes over: no row sees its 64 keys.
 
     Under a causal mask that is the first visit of each block of keys, unless row 0 sees two or more of them.
     """
@@ -82,52 +113,72 @@ def passed_over(w: AttentionWorkload, tile: KernelUse) -> int:
     return w.batch * w.heads * sum(bool(rows) and start >= w.seq_k - w.seq_q for start, rows in visited)
 
 
-def fused_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
-    """What the kernels move between SMs and L2, with the tile that ran.
+def backward_ledger(w: AttentionWorkload, uses: Uses) -> Ledger:
+    """What the kernels move between SMs and L2, with the tiles that ran.
 
-    TMA reads no row of Q and dO beyond N_q, but whole blocks of LSE and D, which are padded. What is added
-    to dQ's sum, a whole block for each visit, is left out.
+    What is added to dQ's sum, a whole block for each visit, is left out.
     """
-    tile = tile_of(uses, DKDV)
-    q, kv, padded, whole = w.query_bytes, w.key_bytes, padded_bytes(w), sum_bytes(w)
-    visits = visits_of(w, tile)
-    rows = sum(max(0, w.seq_q - blocks.start * tile.block_m) for blocks in query_blocks(w, tile))
-    row_bytes = w.batch * w.heads * rows * w.head_dim * w.element_bytes
-    statistics = visits * tile.block_m * STATISTIC_BYTES
-    shares, parts = shares_of(w), parts_bytes(w)
-    adding = step(ADDED, {"parts of dK and dV": parts}, {"dK": kv, "dV": kv}) if parts else ()
+    q, padded, whole = w.query_bytes, padded_bytes(w), sum_bytes(w)
+    zeroed = {"dQ in fp32": whole} if whole else {}
     return (
         *step(
-            "flash_hopper_statistics",
+            STATISTICS,
             {"O": q, "dO": q, "LSE": STATISTIC_BYTES * w.rows},
-            {"LSE in base 2": padded, "D": padded, "dQ in fp32": whole},
+            {"LSE in base 2": padded, "D": padded, **zeroed},
         ),
-        *step(
-            DKDV,
-            {
-                "K": shares * kv, "V": shares * kv, "Q": row_bytes, "dO": row_bytes,
-                "LSE in base 2": statistics, "D": statistics,
-            },
-            {"parts of dK and dV": parts} if parts else {"dK": kv, "dV": kv},
-        ),
-        *adding,
-        *step("flash_hopper_dq_from_sum", {"dQ in fp32": whole}, {"dQ": q}),
+        *_dkdv_ledger(w, dkdv_use(w, uses)),
+        *(_dq_ledger(w, dq_use(uses)) if is_pair(w) else step(FROM_SUM, {"dQ in fp32": whole}, {"dQ": q})),
+    )
+
+
+def _dkdv_ledger(w: AttentionWorkload, tile: KernelUse) -> Ledger:
+    """K and V once a share. TMA reads no row of Q and dO beyond N_q, but whole blocks of padded LSE and D."""
+    kv, shares, parts = w.key_bytes, shares_of(w), parts_bytes(w)
+    row_bytes = w.batch * w.heads * queries_read(w, tile) * w.head_dim * w.element_bytes
+    statistics = visits_of(w, tile) * tile.block_m * STATISTIC_BYTES
+    made = step(
+        tile.kernel,
+        {
+            "K": shares * kv, "V": shares * kv, "Q": row_bytes, "dO": row_bytes,
+            "LSE in base 2": statistics, "D": statistics,
+        },
+        {"parts of dK and dV": parts} if parts else {"dK": kv, "dV": kv},
     )  # fmt: skip
+    return (*made, *step(ADDED, {"parts of dK and dV": parts}, {"dK": kv, "dV": kv})) if parts else made
 
 
-def fused_flops(w: AttentionWorkload, uses: Uses) -> int:
-    """What the tensor units execute: five products a tile, whole tiles, padded columns.
+def _dq_ledger(w: AttentionWorkload, tile: KernelUse) -> Ledger:
+    """Q and dO once, and LSE and D with all that they are padded to; K and V as far as a block's rows see."""
+    q, padded = w.query_bytes, padded_bytes(w)
+    visited = w.batch * w.heads * keys_read(w, tile) * w.head_dim * w.element_bytes
+    read = {"Q": q, "dO": q, "LSE in base 2": padded, "D": padded, "K": visited, "V": visited}
+    return step(tile.kernel, read, {"dQ": q})
 
-    A block that is passed over lacks half of four products. Its dQ is whole where a warpgroup of its own
-    multiplies the zeros that stand for dS; of two that share it, the one that passes over leaves them out,
-    half of its half.
+
+def backward_flops(w: AttentionWorkload, uses: Uses) -> int:
+    """What the tensor units execute: whole tiles, padded columns.
+
+    Fused five products a tile. A block that is passed over lacks half of four. Its dQ is whole where a
+    warpgroup of its own multiplies the zeros that stand for dS; of two that share it, the one that passes
+    over leaves them out, half of its half. The pair has four and three, and passes over none: both warpgroups
+    of dQ go as far as the last of the program's 128 rows sees.
     """
-    tile, width = tile_of(uses, DKDV), width_of(w)
+    tile, width = dkdv_use(w, uses), width_of(w)
     product = 2 * tile.block_m * tile.block_n * width
+    if is_pair(w):
+        dq, (dkdv_products, dq_products) = dq_use(uses), PAIR_PRODUCTS
+        blocks = w.batch * w.heads * sum(key_blocks(w, dq))
+        dq_flops = dq_products * 2 * dq.block_m * dq.block_n * width * blocks
+        return dkdv_products * product * visits_of(w, tile) + dq_flops
     lacking = 2 * product if width == tiles.HOPPER_WIDTH else 2 * product + product // 4
     return PRODUCTS * product * visits_of(w, tile) - lacking * passed_over(w, tile)
 
 
-def fused_workspace(w: AttentionWorkload) -> int:
+def backward_exps(w: AttentionWorkload) -> int:
+    """One exp per visible score in each kernel that computes S."""
+    return (2 if is_pair(w) else 1) * w.pairs
+
+
+def backward_workspace(w: AttentionWorkload) -> int:
     """LSE, both padded statistics, the sum, and parts of dK and dV."""
     return STATISTIC_BYTES * w.rows + 2 * padded_bytes(w) + sum_bytes(w) + parts_bytes(w)

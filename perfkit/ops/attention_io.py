@@ -7,7 +7,6 @@ heads. Which bytes are of which kernel and tensor is in `attention_ledger`.
 from typing import Final
 
 from perfkit.errors import UsageError
-from perfkit.kernels.attention import tiles
 from perfkit.model.traffic import Traffic
 from perfkit.ops.attention_ledger import (
     STATISTIC_BYTES,
@@ -21,9 +20,8 @@ from perfkit.ops.base import KernelUse, Ledger, Uses, total
 #: The forward kernels that have FA2's loops: of `flash-triton`, and of `flash-hopper`.
 FORWARD: Final = "flash_forward"
 HOPPER: Final = "flash_hopper_forward"
-#: Kernel -> blocks of keys that a block of queries visits at least, and columns of its narrowest tile.
+#: Kernel -> blocks of keys that a block of queries visits at least.
 FEWEST_BLOCKS: Final = {HOPPER: 1}
-NARROWEST: Final = {HOPPER: tiles.HOPPER_WIDTH}
 
 
 def compulsory(w: AttentionWorkload) -> Traffic:
@@ -116,31 +114,34 @@ def query_blocks(w: AttentionWorkload, tile: KernelUse) -> list[range]:
     return [range(min(block, whole), whole) for block in first]
 
 
-def _keys_read(w: AttentionWorkload, tile: KernelUse) -> int:
+def keys_read(w: AttentionWorkload, tile: KernelUse) -> int:
     """Rows of K that the blocks of queries of one head read together; loads stop at N_k."""
     return sum(min(w.seq_k, count * tile.block_n) for count in key_blocks(w, tile))
 
 
-def _queries_read(w: AttentionWorkload, tile: KernelUse) -> int:
+def queries_read(w: AttentionWorkload, tile: KernelUse) -> int:
     """Rows of Q that the blocks of keys read together, for one query head; loads stop at N_q."""
     # The last row that a block reads is the last there is; none is read where no block is visited.
     return sum(max(0, w.seq_q - blocks.start * tile.block_m) for blocks in query_blocks(w, tile))
 
 
-def flash_tiled(w: AttentionWorkload, _: Uses = (), forward: str = FORWARD) -> tuple[str, ...]:
-    """The kernels of the pass that loop over tiles; `forward`, as in what follows, is the forward kernel."""
+def flash_tiled(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
+    """The kernels of the pass that loop over tiles."""
     backward = ("flash_dkdv", "flash_dq")
-    return {"fwd": (forward,), "bwd": backward, "fwd-bwd": (forward, *backward)}[w.pass_]
+    return {"fwd": (FORWARD,), "bwd": backward, "fwd-bwd": (FORWARD, *backward)}[w.pass_]
 
 
 def flash_ledger(w: AttentionWorkload, uses: Uses, forward: str = FORWARD) -> Ledger:
-    """What the portable kernels move between SMs and L2 for the pass, with the tiles that ran."""
+    """What the portable kernels move between SMs and L2 for the pass, with the tiles that ran.
+
+    `forward`, as in what follows, is the forward kernel.
+    """
     moved: Ledger = ()
     if w.pass_ != "bwd":
-        moved += flash_forward_ledger(w, _keys_read(w, tile_of(uses, forward)), forward)
+        moved += flash_forward_ledger(w, keys_read(w, tile_of(uses, forward)), forward)
     if w.pass_ != "fwd":
-        queries = _queries_read(w, tile_of(uses, "flash_dkdv"))
-        moved += flash_backward_ledger(w, queries, _keys_read(w, tile_of(uses, "flash_dq")))
+        queries = queries_read(w, tile_of(uses, "flash_dkdv"))
+        moved += flash_backward_ledger(w, queries, keys_read(w, tile_of(uses, "flash_dq")))
     return moved
 
 
@@ -176,13 +177,11 @@ def flash_exps(w: AttentionWorkload, _: Uses) -> int:
     return {"fwd": 1, "bwd": 2, "fwd-bwd": 3}[w.pass_] * w.pairs
 
 
-def flash_extra_flops(w: AttentionWorkload, _: Uses = (), forward: str = FORWARD) -> tuple[str, ...]:
+def flash_extra_flops(w: AttentionWorkload, _: Uses = ()) -> tuple[str, ...]:
     """Why the portable kernels execute more FLOPs than the convention counts."""
     causes = ["masked part of diagonal tiles"] if w.causal else []
     if w.pass_ != "fwd":
         causes.append("S and dP recomputed twice (7 products for 5)")
-    if w.pass_ != "bwd" and w.head_dim < (width := NARROWEST.get(forward, 0)):
-        causes.append(f"head dim {w.head_dim} padded to {width} forward")
     if w.head_dim & (w.head_dim - 1):
         causes.append(f"head dim {w.head_dim} padded to a power of two")
     return tuple(causes)

@@ -20,6 +20,8 @@ _SHARED: Final[dict[str, Callable[[tiles.Tile, int], int]]] = {
     "flash_dq": tiles.dq_shared_bytes,
     "flash_hopper_forward": tiles.hopper_shared_bytes,
     "flash_hopper_dkdv": tiles.hopper_dkdv_shared_bytes,
+    "flash_hopper_dkdv_wide": tiles.hopper_dkdv_shared_bytes,
+    "flash_hopper_dq": tiles.hopper_dq_shared_bytes,
     "flash1_forward": tiles.flash1_shared_bytes,
     "flash1_backward": tiles.flash1_backward_shared_bytes,
     "block_sparse_forward": tiles.forward_shared_bytes,

@@ -58,6 +58,23 @@ class Cached(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class Zeros(msgspec.Struct, frozen=True, kw_only=True):
+    """Zeros that TMA fills into the boxes that one kernel loads, in bytes: what lies outside of a tensor.
+
+    `columns` beyond the head dim, of rows that there are; `rows` beyond the last one, as wide as the box. No
+    level of the memory hierarchy holds them, but a counter at the SM counts them with what is read.
+    """
+
+    kernel: str
+    columns: int
+    rows: int
+
+    @property
+    def counted(self) -> int:
+        """Those that the counter at the SM has: on an H200 all of them."""
+        return self.columns + self.rows
+
+
 def by_tensor(ledger: Ledger) -> dict[tuple[str, str], Traffic]:
     """The traffic of every (kernel, tensor), entries of the same added up, in the order of the ledger."""
     found: dict[tuple[str, str], Traffic] = {}
@@ -73,7 +90,8 @@ class IOModel(msgspec.Struct, frozen=True, kw_only=True):
     `level` is the boundary at which the `ledger` is what the counters must show; `source` says whose formula
     it is; `tiled` names the kernels of the pass without whose tiles there is no ledger; `extra_flops` says
     why the issued FLOPs differ from the convention's. `dram` predicts DRAM traffic from the workload, the
-    tiles and the device's L2. Where there are several paths, the kernels among the tiles say which one it is.
+    tiles and the device's L2. `zeros` are no part of the ledger; a device may have no TMA. Where there are
+    several paths, the kernels among the tiles say which one it is.
     """
 
     level: Level
@@ -85,6 +103,7 @@ class IOModel(msgspec.Struct, frozen=True, kw_only=True):
     extra_flops: Callable[[Any, Uses], tuple[str, ...]]
     launches: Callable[[Any, Uses], int]
     source: str
+    zeros: Callable[[Any, Uses, DeviceProfile], tuple[Zeros, ...]] = lambda *_: ()
 
     def traffic(self, workload: Any, uses: Uses) -> Traffic:
         """The sum of the ledger."""

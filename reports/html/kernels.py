@@ -13,6 +13,7 @@ from perfkit.ops.attention_counted import Difference
 from perfkit.ops.base import KernelUse
 from perfkit.reports.html.cells import Cell, Looks, Table, absent, columns, once, shown, words
 from perfkit.reports.html.rows import by_workload, impl_cell
+from perfkit.reports.kernel_words import side_words
 
 
 def byte_ledger(study: Study, looks: Looks) -> Table:
@@ -121,7 +122,8 @@ def tiles(study: Study, looks: Looks) -> Table:
 def _use(use: KernelUse) -> Iterator[Cell]:
     why = "this kernel was not compiled in this run"
     yield words(use.kernel, "code")
-    yield Cell(text=f"{use.block_m} x {use.block_n}", number=True)
+    sides = side_words(use).replace("x", " x ")
+    yield Cell(text=sides, number=True) if sides else absent("this kernel has no tile")
     for value in (use.num_warps, use.num_stages):
         yield Cell(text=str(value), number=True) if value is not None else absent("not given")
     for count in (use.registers, use.spills):

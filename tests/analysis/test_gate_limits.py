@@ -92,5 +92,5 @@ def test_every_gated_tag_is_a_number_of_a_record() -> None:
     assert GATED.keys() <= BY_TAG.keys()
     assert BY_TAG.keys() - GATED.keys() == {
         "time", "time_low", "time_high", "clock", "power", "temperature", "energy", "sustained_time",
-        "sustained_clock", "eager_error",
+        "sustained_clock", "eager_error", "l2_zeros_modelled",
     }  # fmt: skip

@@ -79,6 +79,40 @@ def test_flash_is_held_against_its_formula_at_l2(verdicts: Verdicts, side: str) 
     )
 
 
+def test_zeros_by_tma_are_expected_of_the_counter_at_the_sm(verdicts: Verdicts) -> None:
+    """A third of the ledger, as at head dim 96 in tiles of 128 columns. The counter of L2 is to have none."""
+    name = "SM<->L2 read = IO model"
+
+    def found(measured: float, counter: str, zeros: float = GB) -> Verdict:
+        notes = {"l2_read": counter, "l2_zeros_modelled": "beyond head dim 96"}
+        return verdicts(notes=notes, l2_read_modelled=3 * GB, l2_zeros_modelled=zeros, l2_read=measured)[name]
+
+    at_sm, at_l2, plain = "cupti: l1_fill_bytes", "cupti: l2_read_bytes", "closed form, tolerance 1%"
+    assert found(4.01 * GB, at_sm) == Verdict(
+        check=name,
+        status="holds",
+        reason=f"{plain}; of which 1.00 GB zeros that TMA fills in beyond head dim 96",
+        expected=4 * GB,
+        measured=4.01 * GB,
+        tolerance=0.01,
+    )
+    assert found(4 * GB, "ncu: l1_fill_bytes").status == "holds"
+    # The ledger alone is too little there, and no tolerance is wider: 1 % of 4 GB.
+    assert found(3 * GB, at_sm).status == found(4.05 * GB, at_sm).status == "violated"
+    for counter in (at_l2, "fake: settled"):
+        assert found(4 * GB, counter).status == "violated"
+        kept = found(3 * GB, counter)
+        assert (kept.status, kept.reason, kept.expected) == ("holds", plain, 3 * GB)
+    assert found(3 * GB, at_sm, zeros=0).reason == plain
+    # A record of before does not know them.
+    before = verdicts(notes={"l2_read": at_sm}, l2_read_modelled=3 * GB, l2_read=4 * GB)[name]
+    assert (before.status, before.expected) == ("violated", 3 * GB)
+    # Nothing of the kind is written.
+    notes = {"l2_write": at_sm, "l2_zeros_modelled": "beyond head dim 96"}
+    written = verdicts(notes=notes, l2_write_modelled=3 * GB, l2_zeros_modelled=GB, l2_write=3 * GB)
+    assert written["SM<->L2 write = IO model"].status == "holds"
+
+
 def test_l2_has_no_slack(verdicts: Verdicts) -> None:
     assert verdicts(l2_read_modelled=1000, l2_read=1020)["SM<->L2 read = IO model"].status == "violated"
 
@@ -202,6 +236,17 @@ def test_tile_height_of_a_peer_is_a_finding(verdicts: Verdicts) -> None:
         reason="rows of Q per pass over K and V",
         measured=256,
     )
+
+
+def test_tile_height_is_of_reads_without_zeros(verdicts: Verdicts) -> None:
+    """8 passes in boxes of 96 columns for 64: half as many bytes again."""
+    notes = {"l2_read": "cupti: l1_fill_bytes"}
+    numbers = {"l2_zeros_modelled": reads_of(8) // 2, "l2_read": reads_of(8) * 3 // 2}
+    found = verdicts(notes=notes, uses=(FORWARD,), **numbers)["tile height from counter"]
+    assert (found.status, found.expected, found.measured) == ("holds", 128, 128)
+    # At L2 there are none to subtract.
+    found = verdicts(uses=(FORWARD,), **numbers)["tile height from counter"]
+    assert (found.status, found.measured) == ("violated", pytest.approx(1024 / 12.25))
 
 
 def test_tile_height_counts_query_heads(make_run: MakeRun) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import attention
 import attention_cases as cases
+import attention_compile as compiling
 
 from perfkit.kernels.attention.tiles import (
     hopper_backward_tile,
@@ -61,6 +63,26 @@ def test_rates_by_convention():
     assert attention.completed({"pass": "fwd", "cell": "128x16384f", **found})["flops"] == 8 * 274_877_906_944
     # Five products instead of two.
     assert attention.completed({"pass": "bwd", "cell": "64x2048f", **found})["flops"] == 687_194_767_360
+
+
+@pytest.mark.parametrize(
+    ("cell", "batch", "heads", "flops"),
+    [
+        # 4 * 8192^2 * d * h * B, times 2.5: heads as whole ones, the largest number with d * h <= 2048
+        ("192x8192f", 2, 10, 10 * 8192**2 * 192 * 10 * 2),
+        ("96x8192f", 2, 21, 10 * 8192**2 * 96 * 21 * 2),
+        ("256x8192c", 2, 8, 5 * 8192**2 * 256 * 8 * 2),
+        ("512x32768f", 1, 4, 10 * 32768**2 * 512 * 4),
+    ],
+)
+def test_cells_of_other_head_dims(cell, batch, heads, flops):
+    made = attention.completed(
+        {"pass": "bwd", "cell": cell, "asked": [], "errors": {}, "columns": {"flash": timed(1e-3)}}
+    )
+    assert (made["batch"], made["heads"], made["flops"]) == (batch, heads, flops)
+    assert made["columns"]["flash"]["tflops"] == pytest.approx(flops / 1e9)
+    # Nothing is published of them: no third rung, and no rung at all without cuDNN.
+    assert attention.ends(made)[:3] == ["-", "-", "-"]
 
 
 def test_published_figures_are_in_the_order_of_the_cells():
@@ -127,19 +149,20 @@ def test_variants_are_tiles_and_those_of_the_table_are_among_them():
     backward = [(one.head_dim, one.deterministic, one.tile) for one in cases.BACKWARD.values()]
     assert len(set(forward)) == len(forward)
     assert len(set(backward)) == len(backward)
-    assert {(d, hopper_tile(d, causal)) for d in (64, 128, 256) for causal in (False, True)} <= set(forward)
+    dims = (64, 96, 128, 192, 256)
+    assert {(d, hopper_tile(d, causal)) for d in dims for causal in (False, True)} <= set(forward)
     assert {
         (d, det, hopper_backward_tile(d, causal, det))
-        for d in (64, 128) for causal in (False, True) for det in (False, True)
+        for d in (64, 128, 192, 256) for causal in (False, True) for det in (False, True)
     } <= set(backward)  # fmt: skip
 
 
 def test_default_columns_are_ours_and_the_peers_of_the_op():
     columns = cases.default_columns()
     assert columns[:4] == ["flash", "flash-triton", "flash-hopper", "sdpa-cudnn"]
-    assert {"sdpa-flash", "sdpa-efficient"} < set(columns)
-    # On the CPU, N x N in memory, a cache, compiled for minutes, the oracle.
-    assert not {"sdpa", "sdpa-math", "gathered", "flex", "reference"} & set(columns)
+    assert {"sdpa-flash", "sdpa-efficient", "flex"} < set(columns)
+    # On the CPU, N x N in memory, a cache, the oracle.
+    assert not {"sdpa", "sdpa-math", "gathered", "reference"} & set(columns)
 
 
 def test_options():
@@ -155,12 +178,28 @@ def test_options():
     assert attention.parsed(["check"]).tiles == [*cases.FORWARD, *cases.BACKWARD]
     assert attention.parsed(["time"]).tiles == []
     assert len(attention.parsed(["time"]).cells) == 8
+    assert attention.parsed(["time", "--without", "flex"]).without == ["flex"]
+
+
+def test_rows_can_be_left_out(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(sys, "argv", ["attention.py", "time", "--without", "flex,flash", "--pass", "fwd"])
+    monkeypatch.setattr(attention, "warm_all", lambda jobs, _: asked.extend(jobs) or {})
+    monkeypatch.setattr(attention, "time_all", lambda *_: None)
+    attention.main()
+    rest = [name for name in cases.default_columns() if name not in ("flex", "flash")]
+    assert [job["columns"] for job in asked] == [rest] * 8
+    assert "compiled in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["time", "--cells", "64x2048"], "'64x2048' is no cell"),
+        (["time", "--cells", "0x2048f"], "'0x2048f' is no cell"),
+        (["time", "--cells", "64x0c"], "'64x0c' is no cell"),
+        (["time", "--cells", "2048x64c"], "head-dim is the width of one head, at most 1024"),
+        (["time", "--impl", "flash", "--without", "flex"], "not among the rows: flex"),
         (["time", "--pass", "fwd", "--tiles", "64-det"], "no such variant: 64-det"),
         (["check", "--pass", "sideways"], "no such pass: sideways"),
         (["time", "--rounds", "0"], "--rounds must be at least 1"),
@@ -182,6 +221,20 @@ class FakeChildren:
         self.requests.append(request)
         lines, hung = self.scripts.pop(0)
         return SimpleNamespace(lines=lambda: iter(lines), hung=hung)
+
+
+class FakeCompilers:
+    """Children that compile, and say what a test wants of their column, pass and first cell."""
+
+    def __init__(self, scripts):
+        self.scripts, self.requests = scripts, []
+
+    def __call__(self, request):
+        assert request["do"] == "warm"
+        self.requests.append(request["jobs"])
+        first = request["jobs"][0]
+        lines, hung = self.scripts[first["columns"][0], first["pass"], first["cell"]]
+        return SimpleNamespace(lines=lambda _=None: iter(lines), hung=hung)
 
 
 def cell_line(pass_, cell, *columns, **errors):
@@ -206,7 +259,7 @@ def test_a_hang_costs_a_column_and_a_crash_elsewhere_a_cell(monkeypatch, tmp_pat
     )  # fmt: skip
     monkeypatch.setattr(attention, "Child", children)
     report = attention.Report(3, tmp_path / "record.json")
-    attention.time_all(jobs, 3, {"sdpa-flash": "never asked for"}, report)
+    attention.time_all(jobs, 3, {("flash", "fwd", "64x16384f"): "never asked for"}, report)
     asked = [[(job["cell"], job["columns"]) for job in request["jobs"]] for request in children.requests]
     assert asked[0][0] == ("64x2048f", ["flash", "sdpa-cudnn", "64-3p"])
     assert asked[1][0] == ("64x2048f", ["flash", "sdpa-cudnn"])  # without the one that hung
@@ -230,16 +283,73 @@ def test_children_that_never_begin_end_the_timing(monkeypatch, capsys):
     assert "at the start" in capsys.readouterr().out
 
 
+def test_a_column_may_be_lost_in_one_cell(monkeypatch):
+    jobs = attention.jobs_of(["fwd"], [cases.Cell(64, 2048, causal) for causal in (False, True)], ["a", "b"])
+    children = FakeChildren(
+        ([cell_line("fwd", "64x2048f", "a"), "@ inputs", "@ b"], True),
+        ([cell_line("fwd", "64x2048c", "a")], False),
+    )
+    monkeypatch.setattr(attention, "Child", children)
+    report = attention.Report(3)
+    attention.time_all(jobs, 3, {("b", "fwd", "64x2048f"): "not compiled"}, report)
+    asked = [[job["columns"] for job in request["jobs"]] for request in children.requests]
+    assert asked == [[["a"], ["a", "b"]], [["a"]]]
+    assert [cell["errors"] for cell in report.cells] == [
+        {"b": "not compiled"}, {"b": "hung (in fwd 64x2048c)"}
+    ]  # fmt: skip
+
+
 def test_who_hangs_while_compiling_is_not_timed(monkeypatch):
     jobs = attention.jobs_of(["fwd", "bwd"], [cases.Cell(64, 2048, False)], ["flash", "sdpa-cudnn", "64-3p"])
-    children = FakeChildren((["warm fwd 64x2048f"], True), (["warm fwd 64x2048f"], False))
-    monkeypatch.setattr(attention, "Child", children)
-    assert attention.warm_all(jobs) == {"flash": "hung while it was compiled for bwd 64x2048f"}
-    warmed = [[(job["pass"], job["columns"]) for job in request["jobs"]] for request in children.requests]
-    assert warmed == [
-        [("fwd", ["flash"]), ("bwd", ["flash"])],
+    children = FakeCompilers(
+        {
+            ("flash", "fwd", "64x2048f"): (["warm fwd 64x2048f"], True),
+            ("64-3p", "fwd", "64x2048f"): (["! no GPU", "warm fwd 64x2048f"], False),
+        }
+    )
+    monkeypatch.setattr(compiling, "Child", children)
+    why = "hung while it was compiled for bwd 64x2048f"
+    assert compiling.warm_all(jobs) == {("flash", pass_, "64x2048f"): why for pass_ in ("fwd", "bwd")}
+    warmed = [[(job["pass"], job["columns"]) for job in request] for request in children.requests]
+    assert sorted(warmed) == [
         [("fwd", ["64-3p"])],
+        [("fwd", ["flash"]), ("bwd", ["flash"])],
     ]  # cuDNN compiles nothing
+
+
+def test_a_peer_is_compiled_for_each_cell_and_pass(monkeypatch, capsys):
+    jobs = attention.jobs_of(["fwd", "bwd"], [cases.Cell(64, 2048, c) for c in (False, True)], ["flex"])
+    children = FakeCompilers(
+        {
+            ("flex", "fwd", "64x2048f"): (["a warning", "warm fwd 64x2048f"], False),
+            ("flex", "fwd", "64x2048c"): (["! InductorError: too large", "warm fwd 64x2048c"], False),
+            ("flex", "bwd", "64x2048f"): (["a warning"], True),
+            ("flex", "bwd", "64x2048c"): (["Traceback", "Killed in /usr/lib/torch/x.py"], False),
+        }
+    )
+    monkeypatch.setattr(compiling, "Child", children)
+    monkeypatch.setattr(compiling, "COMPILERS", 1)
+    assert compiling.warm_all(jobs, limit_s=90) == {
+        ("flex", "fwd", "64x2048c"): "InductorError: too large",
+        ("flex", "bwd", "64x2048f"): "not compiled within 90 s",
+        ("flex", "bwd", "64x2048c"): "stopped: Killed in x.py",
+    }
+    # Backward takes longest and goes first.
+    assert [(job["pass"], job["cell"]) for (job,) in children.requests] == [
+        ("bwd", "64x2048c"), ("bwd", "64x2048f"), ("fwd", "64x2048c"), ("fwd", "64x2048f")
+    ]  # fmt: skip
+    assert capsys.readouterr().out.splitlines() == [
+        "flex bwd 64x2048c: stopped: Killed in x.py (1 of 4, 0 s)",
+        "flex bwd 64x2048f: not compiled within 90 s (2 of 4, 0 s)",
+        "flex fwd 64x2048c: InductorError: too large (3 of 4, 0 s)",
+        "flex fwd 64x2048f: compiled (4 of 4, 0 s)",
+    ]
+
+
+def test_nothing_is_begun_after_the_limit(monkeypatch):
+    jobs = attention.jobs_of(["fwd"], [cases.Cell(64, 2048, False)], ["flex"])
+    monkeypatch.setattr(compiling, "Child", FakeCompilers({}))  # it knows nobody
+    assert compiling.warm_all(jobs, 0) == {("flex", "fwd", "64x2048f"): "not compiled within 0 s"}
 
 
 def test_a_check_is_right_only_if_it_says_so(monkeypatch, capsys):
@@ -262,6 +372,42 @@ def test_a_child_that_falls_silent_is_killed(monkeypatch, tmp_path):
     assert list(child.lines()) == ["['--child', '{\"do\": \"time\"}']", "@ here"]
     assert child.hung
     assert child.process.wait(10) < 0
+
+
+def child_of(tmp_path, *statements):
+    script = tmp_path / "script.py"
+    script.write_text("\n".join(["import os, time", *statements]))
+    return cases.Child({}, script)
+
+
+def test_a_child_may_ask_for_patience_and_give_it_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(cases, "PATIENCE_S", 0.2)
+    asks = ["print('@ flex')", "print('wait 30')", "print('a warning')", "time.sleep(1)", "print('ready')"]
+    child = child_of(tmp_path, *asks, "print('wait 1')", "time.sleep(60)")
+    assert list(child.lines()) == ["@ flex", "a warning", "ready"]
+    assert child.hung
+    assert child.process.wait(10) < 0
+
+
+def test_a_child_with_a_limit_may_be_silent_until_then(monkeypatch, tmp_path):
+    monkeypatch.setattr(cases, "PATIENCE_S", 0.1)
+    statements = ["print('one')", "time.sleep(0.5)", "print('two')"]
+    child = child_of(tmp_path, *statements)
+    assert list(child.lines(time.monotonic() + 60)) == ["one", "two"]
+    assert not child.hung
+    child = child_of(tmp_path, *statements, "time.sleep(60)")
+    began = time.monotonic()
+    assert list(child.lines(began + 3)) == ["one", "two"]
+    assert child.hung
+    assert 3 <= time.monotonic() - began < 30
+
+
+def test_torch_compiles_within_a_child(monkeypatch, tmp_path):
+    statement = "print(os.environ['TORCHINDUCTOR_COMPILE_THREADS'])"
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    assert list(child_of(tmp_path, statement).lines()) == ["1"]
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "3")
+    assert list(child_of(tmp_path, statement).lines()) == ["3"]
 
 
 def test_a_child_that_ends_has_not_hung(tmp_path):

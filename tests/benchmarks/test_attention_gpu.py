@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
+knobs = pytest.importorskip("triton").knobs
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import attention_cases as cases  # noqa: E402
@@ -78,8 +80,35 @@ def test_each_round_runs_every_call_once():
 
 @pytest.mark.usefixtures("on_cpu")
 def test_warming_names_each_job(capsys):
-    gpu.warm([{"pass": pass_, "cell": "64x2048f", "columns": ["standard"]} for pass_ in ("fwd", "bwd")])
-    assert capsys.readouterr().out.splitlines() == ["warm fwd 64x2048f", "warm bwd 64x2048f"]
+    columns = {"fwd": ["standard", "nobody"], "bwd": ["standard"]}
+    gpu.warm([{"pass": pass_, "cell": "64x2048f", "columns": names} for pass_, names in columns.items()])
+    assert capsys.readouterr().out.splitlines() == [
+        "! perfkit has no implementation called nobody",
+        "warm fwd 64x2048f",
+        "warm bwd 64x2048f",
+    ]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_what_torch_compiles_may_take_its_time(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "COMPILED", ("standard",))
+    gpu.time_job({"pass": "fwd", "cell": "64x2048c", "columns": ["standard", "nobody"]}, torch.empty(8), 1)
+    said = [line for line in capsys.readouterr().out.splitlines() if line[:2] in ("@ ", "wa", "! ")]
+    assert said[:6] == ["@ inputs", "@ standard", "wait 180", "@ nobody", "wait 40", said[5]]
+    assert said[5].startswith("! ")
+    assert said[6:] == ["wait 40", *["@ timing"] * 3]
+
+
+def test_triton_keeps_its_cache(monkeypatch):
+    """torch's compiler sets TRITON_CACHE_DIR where it is not set."""
+    seen = []
+    monkeypatch.setattr(gpu, "warm", lambda _: seen.append(os.environ["TRITON_CACHE_DIR"]))
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    expected = knobs.cache.dir
+    gpu.serve({"do": "warm", "jobs": []})
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    gpu.serve({"do": "warm", "jobs": []})
+    assert seen == [expected, "/elsewhere"]
 
 
 def test_the_summary_of_samples():

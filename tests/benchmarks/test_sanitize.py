@@ -49,7 +49,18 @@ def test_what_the_tool_is_asked(run: Run, tmp_path: Path) -> None:
     assert first.startswith("1 --tool memcheck --error-exitcode 86 --target-processes application-only")
     assert len(others) == 3
     assert all("--tool racecheck" in line and "--kernel-name kns=flash" in line for line in others)
-    assert [line.split()[-1] for line in others] == ["6", "7", "8"]
+    flash = [str(at) for at, shape in enumerate(sanitize.SHAPES) if shape.path == "flash"]
+    assert [line.split()[-1] for line in others] == flash
+
+
+def test_every_kernel_of_the_hopper_path_is_run() -> None:
+    """Tiles of 64, 96, 128, 192 and 256 columns, the backward above 128 with and without a mask."""
+    masks: dict[int, set[bool]] = {}
+    for shape in sanitize.SHAPES:
+        if shape.path == "hopper":
+            masks.setdefault(shape.head_dim, set()).add(shape.causal)
+    assert sorted(masks) == [64, 96, 128, 192, 256]
+    assert all(masks[head_dim] == {False, True} for head_dim in (64, 96, 192, 256))
 
 
 def test_errors_are_shown_and_fail(run: Run) -> None:
@@ -111,10 +122,14 @@ def test_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sanitize.find_sanitizer([f"{tmp_path}/cuda*/bin"]) == str(tool)
 
 
-def line_of(text: str, file: str = "flash_hopper.py") -> str:
-    """Where a text first stands, as racecheck names it."""
-    lines = (sanitize.KERNELS / file).read_text().splitlines()
-    return f"access at kernel+0x10 in {file}:{1 + next(at for at, line in enumerate(lines) if text in line)}"
+def line_of(text: str) -> str:
+    """Where a text first stands in the kernels for Hopper, as racecheck names it."""
+    return next(
+        f"access at kernel+0x10 in {path.name}:{number}"
+        for path in sorted(sanitize.KERNELS.glob("flash_hopper*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if text in line
+    )
 
 
 def report(*races: tuple[str, ...]) -> str:
@@ -127,15 +142,23 @@ def report(*races: tuple[str, ...]) -> str:
     return "\n".join([*lines, "RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 warnings)"])
 
 
+NUMBER = ("batch = gl.max(numbers", "full([1], batch")
+
+
 def test_hazards_that_barriers_order_are_explained() -> None:
-    number = line_of("batch = gl.max(numbers"), line_of("full([1], batch")
-    dispatch = line_of("def flash_hopper_dkdv", "flash_hopper_backward.py")
-    assert sanitize.explained(report((*number, number[1]), (dispatch, dispatch))) == 3
+    number = tuple(map(line_of, NUMBER))
+    weights = line_of("weights_tile.store("), line_of("weights_tile.load(")
+    kernels = [line_of(f"def flash_hopper_{name}(") for name in ("forward", "dkdv", "dkdv_wide", "dq")]
+    races = [(*number, number[1]), weights, weights[::-1], *((kernel, kernel) for kernel in kernels)]
+    assert sanitize.explained(report(*races)) == 8
 
 
 def test_one_other_hazard_is_an_error() -> None:
-    number = line_of("batch = gl.max(numbers"), line_of("full([1], batch")
-    steps, dispatch = line_of("weights = gl.convert_layout"), line_of("def flash_hopper_forward")
-    for wrong in ((steps, number[1]), (number[0], steps), (number[0], dispatch)):
-        assert sanitize.explained(report(number, wrong)) == 0
+    number = tuple(map(line_of, NUMBER))
+    steps, dispatch = line_of("weights = gl.convert_layout(exps"), line_of("def flash_hopper_forward(")
+    weights = line_of("weights_tile.store(")
+    elsewhere = "access at kernel+0x10 in standard.py:7"  # of Triton
+    wrong = [(steps, number[1]), (number[0], steps), (number[0], dispatch), (dispatch, weights)]
+    for one in (*wrong, (elsewhere, dispatch), (dispatch, elsewhere)):
+        assert sanitize.explained(report(number, one)) == 0
     assert sanitize.explained("RACECHECK SUMMARY: 3 hazards displayed") == 0

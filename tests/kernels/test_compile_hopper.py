@@ -35,32 +35,42 @@ class Taken(NamedTuple):
     shared: int
 
 
-#: (head dim, causal) -> what the table's tile takes; shared memory within the barriers' 512 bytes.
+#: (head dim, causal) -> what the table's tile takes; shared memory within 1 KiB, for barriers.
 TAKEN = {
     (64, False): Taken(128, 160, 0, 139264),  # 65536 registers / 512 threads
-    (64, True): Taken(128, 160, 48, 172032),  # spills once a tile: 108 bytes with Triton 3.6, 32 with 3.8
-    (128, False): Taken(168, 240, 0, 229376),  # 65536 / 384, in steps of 8
+    (64, True): Taken(128, 160, 0, 172032),
+    (96, False): Taken(168, 240, 0, 172032),  # 65536 / 384, in steps of 8; 3/4 of what 128 takes
+    (96, True): Taken(168, 240, 0, 172032),
+    (128, False): Taken(168, 240, 0, 229376),
     (128, True): Taken(168, 240, 0, 229376),
+    (192, False): Taken(168, 240, 0, 229376),  # two of Q, two stages of 64 keys, O of 128 columns at a time
+    (192, True): Taken(168, 240, 0, 229376),
+    (256, False): Taken(168, 240, 0, 196608),  # Q, whose memory is that of O, and two stages
+    (256, True): Taken(168, 240, 0, 196608),
 }
 
 
 def compiled(head_dim: int, tile: HopperTile, causal: bool, steep: bool = False) -> Any:
     """The kernel as a launch on bfloat16 tensors whose lengths are multiples of 16 and of block_n."""
     function = flash_hopper.flash_hopper_forward
-    layout = gl.NVMMASharedLayout(128, 16, rank=4)
     rows = {"q": 64, "k": tile.block_n, "v": tile.block_n, "out": 64}
+    first, *second = tiles.hopper_parts(head_dim)
+    blocks = {f"{name}_desc": (rows[name], first) for name in rows}
+    blocks |= {f"{name}_tail": (rows[name], width) for width in second for name in rows}
     constants = {
         "CAUSAL": causal, "EVEN_N": True, "STEEP": steep, "PERSISTENT": tile.persistent,
-        "WIDTH": head_dim, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "Q_STAGES": tile.q_stages,
-        "GROUPS": tile.groups,
+        "OUT_COLUMNS": tiles.hopper_out_columns(head_dim, tile.persistent), "STAGES": tile.stages,
+        "Q_STAGES": tile.q_stages, "GROUPS": tile.groups,
+        **({} if second else {f"{name}_tail": None for name in rows}),
     }  # fmt: skip
     signature, attributes = {}, {}
     for position, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name.endswith("_desc"):
-            block = f"1,1,{rows[name.removesuffix('_desc')]},{head_dim}"
-            signature[name] = f"tensordesc<bf16[{block}],{layout!r}>"
+        elif name in blocks:
+            # A row of 32 columns is 64 bytes, which is then what its swizzle takes; of more, 128.
+            layout = gl.NVMMASharedLayout(64 if blocks[name][1] == 32 else 128, 16, rank=4)
+            signature[name] = "tensordesc<bf16[1,1,{},{}],{!r}>".format(*blocks[name], layout)
         elif name in ("lse", "counter"):
             signature[name] = "*fp32" if name == "lse" else "*i32"
         else:
@@ -84,8 +94,24 @@ def registers_and_stack(kernel: Any, folder: Path) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def forward_products(head_dim: int, tile: HopperTile, scores: int, values: int) -> int:
+    """Matrix instructions for `scores` times Q K^T and `values` times P V in the code of each warpgroup.
+
+    One is 16 deep: Q K^T takes width / 16, of all parts together, and P V block_n / 16 for each part.
+    """
+    depth, parts = tiles.hopper_width(head_dim) // 16, len(tiles.hopper_parts(head_dim))
+    return tile.groups * (scores * depth + values * parts * tile.block_n // 16)
+
+
+def assert_forward_bytes(ptx: str, head_dim: int, tile: HopperTile) -> None:
+    """Barriers wait for whole tiles, all parts of them: Q of all warpgroups, K alone or V alone, K with V."""
+    row = 2 * tiles.hopper_width(head_dim)
+    expected = {64 * tile.groups * row, tile.block_n * row, 2 * tile.block_n * row}
+    assert set(map(int, re.findall(r"expect_tx\S+ _, \[%\w+\], (\d+);", ptx))) == expected
+
+
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 def test_the_tile_of_the_table(
     head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +124,7 @@ def test_the_tile_of_the_table(
     assert stack <= taken.stack
     modelled = tiles.hopper_shared_bytes(tile.held, head_dim, tile.q_stages)
     assert modelled == taken.shared
-    assert modelled < found.metadata.shared <= min(modelled + 512, tiles.shared_limit((9, 0)))
+    assert modelled < found.metadata.shared <= min(modelled + 1024, tiles.shared_limit((9, 0)))
 
     ptx = found.asm["ptx"]
     assert f".reqntid {32 * tile.held.num_warps}" in ptx
@@ -106,6 +132,7 @@ def test_the_tile_of_the_table(
     dealt = set(map(int, re.findall(r"setmaxnreg\.\S+\s+(\d+);", ptx)))
     assert {24, taken.computing} <= dealt
     assert 128 * (tile.groups * taken.computing + 24) <= 65536
+    assert_forward_bytes(ptx, head_dim, tile)
 
     # All is read by TMA, and O is written by it; LSE is all that threads write.
     assert re.search(r"cp\.async\.bulk\.tensor\.4d\.shared::\w+\.global\.mbarrier", ptx)
@@ -114,60 +141,117 @@ def test_the_tile_of_the_table(
     assert set(re.findall(r"st\.global\S*", ptx)) == {"st.global.b32"}
 
     # Which tile is next comes from a counter.
-    assert len(re.findall(r"atom\.global\S*add", ptx)) == 1
-    # wgmma is 16 deep. A warpgroup has Q K^T of its first block, Q K^T and P V in the loop, and both where a
-    # tile begins beside the end of the one before: each WIDTH / 16 or block_n / 16 of them.
-    scores, values = head_dim // 16, tile.block_n // 16
-    assert len(re.findall(r"wgmma\.mma_async", ptx)) == tile.groups * (3 * scores + 2 * values)
+    assert len(re.findall(r"atom\.global\S*add", ptx)) == (1 if tile.persistent else 0)
+    # A warpgroup has Q K^T of its first block, Q K^T and P V in the loop, and P V of its last block, beside
+    # which the Q K^T of the next tile's first is, if there may be a next tile.
+    scores = 3 if tile.persistent else 2
+    assert len(re.findall(r"wgmma\.mma_async", ptx)) == forward_products(head_dim, tile, scores, 2)
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 def test_one_tile_a_program(head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not persistent it has no counter and no product of a next tile; steep, a loop of masked blocks."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tile = tiles.hopper_tile(head_dim, True)._replace(persistent=False, q_stages=1)
-    scores, values = head_dim // 16, tile.block_n // 16
     for steep in (False, True):
         found = compiled(head_dim, tile, True, steep)
         assert "atom.global" not in found.asm["ptx"]
         # Q K^T of the first block, each loop's two, P V of the last block.
-        expected = tile.groups * ((2 if not steep else 3) * (scores + values))
+        expected = forward_products(head_dim, tile, 3 if steep else 2, 3 if steep else 2)
         assert len(re.findall(r"wgmma\.mma_async", found.asm["ptx"])) == expected
         assert registers_and_stack(found, tmp_path)[1] <= 48  # of head dim 64 and steep, else 0
+        modelled = tiles.hopper_shared_bytes(tile.held, head_dim, tile.q_stages, tile.persistent)
+        assert modelled < found.metadata.shared <= modelled + 1024
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "tile", "shared"),
+    [
+        # 2 B an element: two of Q and O 128 x 96, three stages of K and of V 128 x 96.
+        (96, HopperTile(2, 128, 3, 2, persistent=True), 2 * 96 * (3 * 128 + 6 * 128)),
+        # Q 128 x 192, three stages of K and of V 64 x 192; O 128 x 128, of which 64 columns take a half.
+        (192, HopperTile(2, 64, 3, 1, persistent=True), 2 * 192 * (128 + 6 * 64) + 2 * 128 * 128),
+        (192, HopperTile(2, 64, 2, 2, persistent=True), 2 * 192 * (256 + 4 * 64) + 2 * 128 * 128),
+    ],
+    ids=str,
+)
+def test_persistent_tiles_of_two_parts(
+    head_dim: int, tile: HopperTile, shared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are timed beside the table's."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = compiled(head_dim, tile, True)
+    assert registers_and_stack(found, tmp_path) == (168, 0)
+    assert tiles.hopper_shared_bytes(tile.held, head_dim, tile.q_stages, tile.persistent) == shared
+    assert shared < found.metadata.shared <= min(shared + 1024, tiles.shared_limit((9, 0)))
+    ptx = found.asm["ptx"]
+    assert_forward_bytes(ptx, head_dim, tile)
+    assert len(re.findall(r"wgmma\.mma_async", ptx)) == forward_products(head_dim, tile, 3, 2)
+    # Each warpgroup writes O in two parts.
+    assert ptx.count("cp.async.bulk.tensor.4d.global.shared::cta") == 2 * tile.groups
+
+
+def test_parts_of_a_tile() -> None:
+    widths = {16: 64, 64: 64, 72: 96, 96: 96, 104: 128, 128: 128, 136: 192, 192: 192, 200: 256, 256: 256}
+    assert {head_dim: tiles.hopper_width(head_dim) for head_dim in widths} == widths
+    assert [tiles.hopper_parts(width) for width in (64, 96, 128, 192, 256)] == [
+        (64,), (64, 32), (128,), (128, 64), (256,)
+    ]  # fmt: skip
+    for head_dim in range(8, 257, 8):
+        first, *second = tiles.hopper_parts(head_dim)
+        assert second in ([], [first // 2])  # which the kernel builds on
+        assert first < head_dim or not second  # no part holds padding alone
+    for function in (tiles.hopper_parts, tiles.hopper_width):
+        with pytest.raises(ValueError, match="head dim 264: it must be 256 or smaller"):
+            function(264)
+
+
+def test_where_o_goes_out() -> None:
+    for persistent in (False, True):
+        found = [tiles.hopper_out_columns(d, persistent) for d in (40, 96, 128, 192, 256)]
+        assert found == [64, 96, 128, *((128, 256) if persistent else (0, 0))]
+    # What the model takes from the table is alike with a mask and without.
+    for full, causal in tiles._HOPPER.values():
+        assert (full.q_stages, full.persistent) == (causal.q_stages, causal.persistent)
+    # 256 columns of O, Q and two stages of 64 keys: 64 + 64 + 2 * 2 * 32 KiB, which no thread block may use.
+    assert tiles.hopper_shared_bytes(tiles.Tile(128, 64, 12, 2), 256, 1, True) == 256 * 1024
+    assert tiles.shared_limit((9, 0)) < 256 * 1024
 
 
 # The backward kernels.
 
-#: (head dim, causal) -> bytes a thread that ptxas may spill (store), with atomic additions and without: the
-#: larger of what it does with Triton 3.6 and 3.8, which are 0 and 0, 104 and 88, 4 and 0, 104 and 96; and
-#: without 0 and 0, 20 and 16, 0 and 0, 8 and 0 for dK and dV.
-SPILLED = {(64, False): (0, 0), (64, True): (104, 20), (128, False): (4, 0), (128, True): (104, 8)}
+#: (head dim, causal) -> bytes a thread that ptxas may spill (store) in the dK/dV kernel, once a program, with
+#: atomic additions and without: the larger of what it does with Triton 3.6 and 3.8. All others spill nothing.
+SPILLED = {(128, False): (4, 0), (128, True): (4, 0)}
 
-#: (head dim, causal) -> a tile that is timed beside that of the table, and the same of it: 8 and 0, 128 and
-#: 112, 4 and 0, 76 and 60.
+#: (head dim, causal) -> a tile that is timed beside that of the table, and the same of it.
 BESIDE = {
     (64, False): (HopperBackwardTile(64, 4, 128, 2, apart=True), 8),
-    (64, True): (HopperBackwardTile(64, 4, 128, 2, apart=True), 128),
+    (64, True): (HopperBackwardTile(64, 4, 128, 2, apart=True), 8),
     (128, False): (HopperBackwardTile(64, 2, 128, 2, ahead=True), 4),
-    (128, True): (HopperBackwardTile(64, 2, 128, 2), 76),
+    (128, True): (HopperBackwardTile(64, 2, 128, 2), 4),
 }
 
 
 def compiled_backward(name: str, head_dim: int, causal: bool, fused: bool, tile: HopperBackwardTile) -> Any:
-    """`flash_hopper_dkdv` or `flash_hopper_dq` as a launch on bfloat16 tensors of whole blocks."""
+    """`flash_hopper_dkdv`, `_dkdv_wide` or `_dq` as a launch on bfloat16 tensors of whole blocks."""
     function = getattr(flash_hopper_backward, name)
     numbers = {"lse_desc": tile.block_m, "delta_desc": tile.block_m}
-    constants = {"CAUSAL": causal, "EVEN_N": True, "WIDTH": head_dim}
+    columns = 64 if tile.wide else head_dim
+    constants = {"CAUSAL": causal, "EVEN_N": True}
     rows = dict.fromkeys(("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"), 64)
-    if name == "flash_hopper_dkdv":
-        constants |= {
-            "DQ": "none" if not fused else "apart" if tile.apart else "shared", "AHEAD": tile.ahead,
-            "BLOCK_M": tile.block_m, "STAGES": tile.stages,
-        }  # fmt: skip
-        rows |= {"q_desc": tile.block_m, "g_desc": tile.block_m}
-    else:
+    if name == "flash_hopper_dq":
+        constants |= {"COLUMNS": columns, "PANELS": head_dim // columns}
         constants |= {"BLOCK_N": tile.block_n, "STAGES": tile.stages_n}
         rows |= {"k_desc": tile.block_n, "v_desc": tile.block_n}
+    elif tile.wide:
+        constants |= {"PANELS": head_dim // columns, "STAGES": tile.stages}
+    else:
+        constants |= {
+            "DQ": "none" if not fused else "apart" if tile.apart else "shared", "AHEAD": tile.ahead,
+            "WIDTH": head_dim, "BLOCK_M": tile.block_m, "STAGES": tile.stages,
+        }  # fmt: skip
+        rows |= {"q_desc": tile.block_m, "g_desc": tile.block_m}
     layout, flat = gl.NVMMASharedLayout(128, 16, rank=4), gl.NVMMASharedLayout(0, 32, rank=1)
     signature, attributes = {}, {}
     for position, argument in enumerate(function.arg_names):
@@ -176,7 +260,7 @@ def compiled_backward(name: str, head_dim: int, causal: bool, fused: bool, tile:
         elif argument in numbers:
             signature[argument] = f"tensordesc<fp32[{numbers[argument]}],{flat!r}>"
         elif argument in rows:
-            signature[argument] = f"tensordesc<bf16[1,1,{rows[argument]},{head_dim}],{layout!r}>"
+            signature[argument] = f"tensordesc<bf16[1,1,{rows[argument]},{columns}],{layout!r}>"
         elif argument in ("dq_sum", "log_sums", "delta"):
             signature[argument] = "*fp32"
             attributes[(position,)] = [["tt.divisibility", 16]]
@@ -253,7 +337,15 @@ def test_dk_and_dv(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tile = tiles.hopper_backward_tile(head_dim, causal, not fused)
     found = compiled_backward("flash_hopper_dkdv", head_dim, causal, fused, tile)
-    check_dkdv(found, tile, head_dim, causal, fused, SPILLED[head_dim, causal][0 if fused else 1], tmp_path)
+    check_dkdv(
+        found,
+        tile,
+        head_dim,
+        causal,
+        fused,
+        SPILLED.get((head_dim, causal), (0, 0))[0 if fused else 1],
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize(("head_dim", "causal"), BESIDE)
@@ -268,19 +360,37 @@ def test_dk_and_dv_of_other_tiles(
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [192, 256])
+def test_dk_and_dv_of_wide_heads(
+    head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tile = tiles.hopper_backward_tile(head_dim, causal)
+    found = compiled_backward(tile.kernel, head_dim, causal, False, tile)
+    assert spilled(found, tmp_path) == 0
+    modelled = tiles.hopper_dkdv_shared_bytes(tile.held, head_dim)
+    assert modelled <= found.metadata.shared <= min(modelled + 1024, tiles.shared_limit((9, 0)))
+    ptx = found.asm["ptx"]
+    assert_dealt(ptx, 240, 240, 24)
+    # S and dV of one warpgroup, dP and dK of the other: head_dim deep, and 64 deep for each 64 columns.
+    assert products(ptx) == (2 if causal else 1) * 2 * (head_dim // 16 + head_dim // 64 * 64 // 16)
+    assert additions(ptx) == 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128, 192, 256])
 def test_dq(head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tile = tiles.hopper_backward_tile(head_dim, causal, deterministic=True)
     found = compiled_backward("flash_hopper_dq", head_dim, causal, False, tile)
     assert spilled(found, tmp_path) == 0
-    # Q and dO 128 rows each, two stages of K and of V: 2 B an element.
-    modelled = 2 * head_dim * (2 * 128 + 2 * tile.stages_n * tile.block_n)
+    modelled = tiles.hopper_dq_shared_bytes(tile.held_dq, head_dim)
     assert modelled <= found.metadata.shared <= min(modelled + 1024, tiles.shared_limit((9, 0)))
     ptx = found.asm["ptx"]
     assert_dealt(ptx, 240, 240, 24)
-    # S and dP are head_dim deep, dQ block_n; two warpgroups.
-    assert products(ptx) == (2 if causal else 1) * 2 * (2 * head_dim // 16 + tile.block_n // 16)
+    # S and dP are head_dim deep, dQ block_n, in panels of 64 columns above 128; two warpgroups.
+    panels = head_dim // 64 if head_dim > 128 else 1
+    assert products(ptx) == (2 if causal else 1) * 2 * (2 * head_dim // 16 + panels * tile.block_n // 16)
     assert additions(ptx) == 0
 
 
@@ -290,6 +400,9 @@ def test_tiles_that_cannot_be_are_refused() -> None:
         for causal in (False, True):
             check(tiles.hopper_backward_tile(head_dim, causal), head_dim, False)
         check(tiles.hopper_backward_tile(head_dim, False, deterministic=True), head_dim, True)
+    wide = tiles.hopper_backward_tile(192, False)
+    for deterministic in (False, True):
+        check(wide, 192, deterministic)
     apart, shared = (HopperBackwardTile(64, 2, 128, 2, apart=one) for one in (True, False))
     for wrong, width, deterministic, reason in (
         (apart, 64, True, "only a call that is not deterministic has dQ apart or a block ahead"),
@@ -299,6 +412,10 @@ def test_tiles_that_cannot_be_are_refused() -> None:
         (shared._replace(block_m=128), 128, False, "dQ is added 64 rows at a time"),
         (apart._replace(ahead=True), 64, False, "a block ahead takes two stages, and dQ not apart"),
         (shared._replace(ahead=True, stages=1), 128, False, "a block ahead takes two stages"),
+        (shared, 192, False, "above 128 columns, and only there, a tile is wide, of 64 rows"),
+        (wide, 128, True, "above 128 columns, and only there, a tile is wide"),
+        (wide._replace(block_m=128), 256, False, "a tile is wide, of 64 rows"),
+        (wide._replace(ahead=True), 256, False, "a block ahead takes two stages, and dQ not apart"),
     ):
         with pytest.raises(ValueError, match=reason):
             check(wrong, width, deterministic)
@@ -334,8 +451,16 @@ def test_shared_memory_of_the_backward_by_hand() -> None:
     assert held == (64, 128, 12, 2)
     assert tiles.hopper_dkdv_shared_bytes(held, 128) == 65536 + 2 * (32768 + 512) + 16384
     assert tiles.hopper_dkdv_shared_bytes(held, 128, fused=False) == 65536 + 2 * (32768 + 512)
-    with pytest.raises(ValueError, match="head dim 136: it must be 128 or smaller"):
-        tiles.hopper_backward_tile(136, False)
+    # d 136, three panels: K and V 64 x 192; two stages; P in 32 bit. Then dQ: Q and dO 128 x 192, two stages.
+    tile = tiles.hopper_backward_tile(136, False)
+    assert tile.held == (64, 64, 12, 2)
+    assert tiles.hopper_dkdv_shared_bytes(tile.held, 136) == 49152 + 2 * (49152 + 512) + 16384
+    assert tile.held_dq == (128, 64, 12, 2)
+    assert tiles.hopper_dq_shared_bytes(tile.held_dq, 136) == 2 * 49152 + 2 * 2 * 24576
+    # d 256: two stages of K and one of V.
+    assert tiles.hopper_dq_shared_bytes(tile.held_dq, 256) == 2 * 65536 + 3 * 32768
+    with pytest.raises(ValueError, match="head dim 264: it must be 256 or smaller"):
+        tiles.hopper_backward_tile(264, False)
 
 
 # What is refused before anything is compiled.

@@ -17,6 +17,7 @@ from perfkit.kernels.attention.tiles import (  # noqa: E402
     HopperTile,
     hopper_backward_tile,
     hopper_dkdv_shared_bytes,
+    hopper_dq_shared_bytes,
     hopper_shared_bytes,
     hopper_tile,
 )
@@ -42,6 +43,8 @@ TILES = [
     ),
     *((64, HopperTile(2, 128, 3, *how)) for how in ((1, False), (2, True))),
     *((128, HopperTile(2, 128, 2, *how)) for how in ((1, False), (1, True), (2, True))),
+    *((96, HopperTile(2, 128, *how)) for how in ((2, 1, False), (2, 2, True), (3, 2, True))),
+    *((192, HopperTile(2, 64, *how)) for how in ((3, 1, False), (3, 1, True), (2, 2, True))),
     (256, HopperTile(2, 64, 2)),
 ]
 
@@ -54,6 +57,7 @@ WORKLOADS = [  # batch, heads, kv_heads, seq_q, seq_k, head_dim, causal, dtype
     (1, 4, 1, 1500, 3001, 128, True, "bf16"),
     (1, 4, 2, 3001, 1500, 64, True, "fp16"),
     (1, 4, 4, 1000, 1000, 256, True, "bf16"),
+    (1, 10, 5, 1500, 1500, 192, True, "bf16"),
     (1, 12, 4, 777, 1024, 96, False, "bf16"),
 ]
 
@@ -87,7 +91,7 @@ def test_every_tile_is_right(
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 192])
 def test_gradients_that_tma_cannot_address(
     head_dim: int, deterministic: bool, make_case: Any, make_inputs: Callable[..., Any]
 ) -> None:
@@ -109,19 +113,20 @@ def test_gradients_that_tma_cannot_address(
             torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-3 * largest)
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 192, 256])
 def test_shares_of_a_group_add_up(
     head_dim: int, make_case: Any, assert_right: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """8 query heads of 2, and 3 blocks of keys: 6 programs, dealt out in 1, 2 and 4 shares."""
-    for programs in (6, 12, 1056):
+    """8 query heads of 2, and 3 blocks of 128 keys or 6 of 64: 6 or 12 programs, in 1, 2 and 4 shares."""
+    blocks = 12 if head_dim > 128 else 6
+    for programs in (blocks, 2 * blocks, 1056):
         monkeypatch.setattr(tiles, "HOPPER_PROGRAMS", programs)
         case = make_case(1, 8, 2, 300, 333, head_dim, True, "bfloat16")
         for deterministic in (False, True):
             assert_right(functools.partial(hopper.attention, deterministic=deterministic), case, "cuda")
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_rows_that_see_no_key(head_dim: int, make_case: Any, make_inputs: Callable[..., Any]) -> None:
     q, k, v, _ = make_inputs(make_case(1, 2, 1, 700, 200, head_dim, True), "cuda")
     out, lse = flash_hopper.forward(q, k, v, True)
@@ -131,7 +136,7 @@ def test_rows_that_see_no_key(head_dim: int, make_case: Any, make_inputs: Callab
 
 
 def test_statistics_are_those_of_the_portable_kernel(make_case: Any, make_inputs: Callable[..., Any]) -> None:
-    """The backward kernels of `flash` read them, above a head dim of 128."""
+    """Either path's backward can read what the forward of the other one wrote."""
     q, k, v, _ = make_inputs(make_case(2, 4, 2, 1000, 1000, 128, True, "bfloat16"), "cuda")
     ours, theirs = flash_hopper.forward(q, k, v, True)[1], flash.forward(q, k, v, True)[1]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -156,34 +161,35 @@ def test_use_is_recorded(
     (use,) = uses
     held = hopper_tile(head_dim, causal).held
     assert use[:5] == ("flash_hopper_forward", *held)
-    assert 0 < use.shared_bytes - hopper_shared_bytes(held, head_dim) <= 512
+    assert 0 < use.shared_bytes - hopper_shared_bytes(held, head_dim) <= 1024
     assert use.registers in (128, 168)
     out.backward(dout)
-    if head_dim > 128:
-        assert [use.kernel for use in uses[1:]] == ["flash_delta", "flash_dkdv", "flash_dq"]
-        return
-    statistics, dkdv, convert = uses[1:]
+    statistics, dkdv, last = uses[1:]
     assert statistics[:5] == ("flash_hopper_statistics", 64, 0, 4, 1)
-    held = hopper_backward_tile(head_dim, causal).held
-    assert dkdv[:5] == ("flash_hopper_dkdv", *held)
+    tile = hopper_backward_tile(head_dim, causal)
+    held = tile.held
+    assert tile.kernel == ("flash_hopper_dkdv" if head_dim <= 128 else "flash_hopper_dkdv_wide")
+    assert dkdv[:5] == (tile.kernel, *held)
     assert 0 < dkdv.shared_bytes - hopper_dkdv_shared_bytes(held, head_dim) <= 1024
     # 65536 registers for the threads of 12 warps, in steps of 8, or of 16 where one warpgroup has dQ alone.
     assert (dkdv.num_warps, dkdv.registers) == ((16, 128) if head_dim <= 64 else (12, 168))
+    if head_dim > 128:
+        assert last[:5] == ("flash_hopper_dq", *tile.held_dq)
+        assert 0 < last.shared_bytes - hopper_dq_shared_bytes(tile.held_dq, head_dim) <= 1024
+        return
     rows = 128 if head_dim <= 64 else 64  # a tile of the sum is 8192 numbers
-    assert convert[:5] == ("flash_hopper_dq_from_sum", rows, 0, 4, 1)
+    assert last[:5] == ("flash_hopper_dq_from_sum", rows, 0, 4, 1)
 
 
-@pytest.mark.parametrize("head_dim", [40, 128])
+@pytest.mark.parametrize("head_dim", [40, 128, 192])
 def test_use_of_fixed_sums(head_dim: int, make_case: Any, make_inputs: Callable[..., Any]) -> None:
     q, k, v, dout = make_inputs(make_case(1, 2, 2, 512, 512, head_dim, True, "bfloat16"), "cuda")
     uses: list[KernelUse] = []
     out = hopper.attention(q.requires_grad_(), k, v, causal=True, deterministic=True, uses=uses)
     out.backward(dout)
-    assert [use.kernel for use in uses[1:]] == [
-        "flash_hopper_statistics", "flash_hopper_dkdv", "flash_hopper_dq"
-    ]  # fmt: skip
     tile = hopper_backward_tile(head_dim, causal=True, deterministic=True)
-    assert uses[3][1:5] == (128, tile.block_n, 12, tile.stages_n)
+    assert [use.kernel for use in uses[1:]] == ["flash_hopper_statistics", tile.kernel, "flash_hopper_dq"]
+    assert uses[3][1:5] == tile.held_dq
 
 
 def test_what_it_cannot_serve_is_refused(make_case: Any, make_inputs: Callable[..., Any]) -> None:

@@ -64,7 +64,7 @@ def load() -> Any:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 def test_same_bits_each_time(head_dim: int, causal: bool, deterministic: bool, call: Any) -> None:
     """Every other time beside work of another stream.
 

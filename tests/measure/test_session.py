@@ -25,7 +25,7 @@ W = AttentionWorkload(seq_q=1024, seq_k=1024)
 MODELLED = {
     "flops_convention", "flops_exact", "flops_issued", "exps",
     "dram_read_compulsory", "dram_write_compulsory",
-    "l2_read_modelled", "l2_write_modelled", "dram_read_modelled", "dram_write_modelled",
+    "l2_read_modelled", "l2_write_modelled", "l2_zeros_modelled", "dram_read_modelled", "dram_write_modelled",
 }  # fmt: skip
 #: What only a measurement gives.
 COUNTED = {"l2_read_counted", "l2_write_counted"}
@@ -343,8 +343,10 @@ def test_the_model_backend_gives_formulas_and_reasons() -> None:
         assert counted == {"not counted here: perfkit io --count executes kernels"}  # needs no GPU
     standard, flash, peer = record.runs
     assert {flash.numbers[tag].provenance for tag in MODELLED} == {"modelled"}
-    assert standard.numbers["l2_read_modelled"].reason == "the tiles of its matmul library are not known"
-    assert peer.numbers["flops_issued"].reason == "the tiles of this implementation are not known"
+    for tag in ("l2_read_modelled", "l2_zeros_modelled"):
+        assert standard.numbers[tag].reason == "the tiles of its matmul library are not known"
+    for tag in ("flops_issued", "l2_zeros_modelled"):
+        assert peer.numbers[tag].reason == "the tiles of this implementation are not known"
     assert [use.kernel for use in flash.uses] == ["flash_hopper_forward", "flash_hopper_dkdv"]
 
 
@@ -361,6 +363,37 @@ def test_what_did_not_run_is_modelled_on_the_path_of_what_did() -> None:
     moved = portable.traffic(w, tuple(draft.uses))
     assert draft.numbers["l2_read_modelled"].value == moved.read_bytes
     assert draft.numbers["launches"].value == 4
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "seq", "zeros", "outside"),
+    [
+        # Tiles of 192 x 128 of 64 columns: 2 heads of 384 rows of Q are whole. 512 rows are 3 tiles, of 576.
+        (64, 384, 0, None),
+        (64, 512, 2 * 64 * 128, "beyond the last row"),
+        # 3 tiles of 128 x 128 of 96 columns: Q, and K and V three times, lack 16 columns of each row.
+        (80, 384, 2 * 16 * 2 * (384 + 3 * 2 * 384), "beyond head dim 80"),
+        # N 200 is 2 tiles, 256 rows.
+        (
+            80,
+            200,
+            2 * 16 * 2 * (200 + 2 * 2 * 200) + 2 * 192 * (56 + 2 * 2 * 56),
+            "beyond head dim 80 and the last row",
+        ),
+    ],
+)
+def test_zeros_are_a_number_that_says_where_they_are(
+    head_dim: int, seq: int, zeros: int, outside: str | None
+) -> None:
+    w = AttentionWorkload(heads=2, kv_heads=2, seq_q=seq, seq_k=seq, head_dim=head_dim)
+    draft = Draft(row=row("flash"), workload=w)
+    add_model(OP, draft, load("h200-141gb-sxm"))
+    found = draft.numbers["l2_zeros_modelled"]
+    assert (found.value, found.unit, found.provenance, found.reason) == (zeros, "B", "modelled", outside)
+    # Without TMA there are none.
+    draft = Draft(row=row("flash"), workload=w)
+    add_model(OP, draft, load("a100-80gb-sxm"))
+    assert draft.numbers["l2_zeros_modelled"].value == 0
 
 
 def test_what_was_put_is_never_replaced_by_a_reason() -> None:

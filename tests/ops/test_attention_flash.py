@@ -69,7 +69,9 @@ def test_the_model_is_that_of_the_kernels_that_ran(head_dim: int, causal: bool, 
         uses = of.plan(w, (9, 0))
         for formula in ("ledger", "tiled", "issued_flops", "exps", "extra_flops", "launches"):
             assert getattr(picked, formula)(w, uses) == getattr(of.io, formula)(w, uses), formula
-        assert picked.dram(w, uses, H200) == of.io.dram(w, uses, H200)
+        for device in (H200, A100):
+            assert picked.dram(w, uses, device) == of.io.dram(w, uses, device)
+            assert picked.zeros(w, uses, device) == of.io.zeros(w, uses, device)
         assert (picked.level, picked.source) == (of.io.level, of.io.source)
 
 
@@ -91,15 +93,17 @@ def test_paths_differ_where_they_should() -> None:
     assert model.tiled(backward, ()) == ("flash_dkdv", "flash_dq")
 
 
-def test_above_128_the_hopper_path_has_portable_kernels_backward() -> None:
-    """They are in the uses beside the Hopper forward, which tells the path."""
+def test_above_128_the_hopper_path_has_a_backward_of_its_own() -> None:
     w = make(head_dim=192, pass_="fwd-bwd")
     uses = planned(row(), w, H200)
-    assert kernels(uses) == ["flash_hopper_forward", "flash_dkdv", "flash_dq"]
+    assert kernels(uses) == ["flash_hopper_forward", "flash_hopper_dkdv_wide", "flash_hopper_dq"]
     model = row().io
     assert model is not None
-    assert model.tiled(w, uses) == ("flash_hopper_forward", "flash_dkdv", "flash_dq")
+    assert model.tiled(w, uses) == tuple(kernels(uses))
     assert model.launches(w, uses) == 1 + 3
+    # Each kernel of its backward alone tells the path too.
+    assert flash.by_hopper(uses[1:2])
+    assert flash.by_hopper(uses[2:])
 
 
 @pytest.mark.parametrize("head_dim", [64, 192])

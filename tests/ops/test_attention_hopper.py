@@ -12,16 +12,17 @@ from perfkit.kernels.attention import tiles as table
 from perfkit.model.catalogue import load
 from perfkit.model.traffic import Traffic
 from perfkit.ops import attention_hopper as hopper
-from perfkit.ops import attention_hopper_backward as fused
+from perfkit.ops import attention_hopper_backward as backward
 from perfkit.ops import attention_io as io
 from perfkit.ops.attention import ATTENTION
+from perfkit.ops.attention_hopper_cache import hopper_dram
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import Implementation, KernelUse
 
 KERNELS = Path(__file__).parents[2] / "kernels/attention"
 H200 = load("h200-141gb-sxm")  # 132 SMs, 60 MiB of L2
 MIB = 1 << 20
-HEAD_DIMS = [16, 24, 32, 40, 64, 72, 96, 128, 136, 192, 256]
+HEAD_DIMS = [16, 24, 32, 40, 64, 72, 96, 128, 136, 192, 200, 256]
 
 
 def make(**fields: Any) -> AttentionWorkload:
@@ -100,14 +101,17 @@ def test_flops_by_hand() -> None:
     assert issued(make(head_dim=16)) == issued(make(head_dim=40)) == issued(make(head_dim=64))
     # Causal, the last rows see 64, 128, 192 and 200 keys: 1, 1, 2 and 2 blocks.
     assert issued(make(causal=True)) == (2 * (1 + 1 + 2 + 2 + 2) + 2 * 3) * (2 * 64 * 128 * 64)
-    # d 96 is padded to 128, 2 tiles of 128 rows: 4 warpgroups, each with a row in range.
-    assert issued(make(head_dim=96)) == (2 * 4 * 2 + 2 * 2) * (2 * 64 * 128 * 128)
-    assert issued(make(head_dim=96, causal=True)) == (2 * (1 + 1 + 2 + 2) + 2 * 2) * (2 * 64 * 128 * 128)
-    # d 192, causal, 128 x 64, N_q 400, N_k 150: last rows end at keys -186, -122, -58, 6, 70, 134 and 150:
-    # 1, 1, 1, 1, 2, 3 and 3 blocks, and 1 of the warpgroup at row 448, whose rows are all beyond. 3 heads,
-    # and a program for each tile.
-    late = make(heads=3, kv_heads=3, seq_q=400, seq_k=150, head_dim=192, causal=True)
-    assert issued(late) == 2 * 3 * (1 + 1 + 1 + 1 + 2 + 3 + 3 + 1) * (2 * 64 * 64 * 256)
+    # d 80 is padded to 96, 2 tiles of 128 rows: 4 warpgroups, each with a row in range. d 104 to 128.
+    assert issued(make(head_dim=80)) == issued(make(head_dim=96)) == (2 * 4 * 2 + 2 * 2) * (2 * 64 * 128 * 96)
+    assert issued(make(head_dim=96, causal=True)) == (2 * (1 + 1 + 2 + 2) + 2 * 2) * (2 * 64 * 128 * 96)
+    assert (
+        issued(make(head_dim=104)) == issued(make(head_dim=128)) == (2 * 4 * 2 + 2 * 2) * (2 * 64 * 128 * 128)
+    )
+    # d 136 to 192, causal, 128 x 64, N_q 400, N_k 150: last rows end at keys -186, -122, -58, 6, 70, 134 and
+    # 150: 1, 1, 1, 1, 2, 3 and 3 blocks, and 1 of the warpgroup at row 448, whose rows are all beyond. 3
+    # heads, and of each of 12 tiles two warpgroups that begin another one.
+    late = make(heads=3, kv_heads=3, seq_q=400, seq_k=150, head_dim=136, causal=True)
+    assert issued(late) == (2 * 3 * (1 + 1 + 1 + 1 + 2 + 3 + 3 + 1) + 2 * 12) * (2 * 64 * 64 * 192)
     # Backward 5 products, d 16: 2 blocks of 128 keys by 4 of 64 rows, 64 columns.
     assert issued(make(head_dim=16, pass_="bwd")) == 5 * 8 * (2 * 64 * 128 * 64)
     # Causal, 4 blocks of rows see the first 128 keys, 2 those from 128 on. Rows 0-63 see none of keys 64-127,
@@ -116,11 +120,8 @@ def test_flops_by_hand() -> None:
     assert issued(make(pass_="bwd", causal=True)) == 5 * 4 * 2 * one + 2 * (4 + 2) * one
     # d 96 the same with 128 columns; dQ's first 64 columns are of 128 keys, its last 64 of 64.
     wide = 2 * 64 * 64 * 128
-    backward = make(head_dim=96, pass_="bwd", causal=True)
-    assert issued(backward) == 5 * 4 * 2 * wide + 2 * (4 * wide + wide + wide // 2)
-    # d 192: the portable kernels, 4 products and 3.
-    backward = make(head_dim=192, pass_="bwd")
-    assert issued(backward) == io.flash_flops(backward, planned(backward))
+    shared = make(head_dim=96, pass_="bwd", causal=True)
+    assert issued(shared) == 5 * 4 * 2 * wide + 2 * (4 * wide + wide + wide // 2)
     assert issued(make(pass_="fwd-bwd")) == issued(make()) + issued(make(pass_="bwd"))
 
 
@@ -138,14 +139,24 @@ def test_causes_of_extra_flops() -> None:
     assert found.extra_flops(make(), ()) == ()
     for pass_ in ("fwd", "bwd"):
         assert found.extra_flops(make(head_dim=32, pass_=pass_), ()) == ("head dim 32 padded to 64",)
+    assert found.extra_flops(make(head_dim=80), ()) == ("head dim 80 padded to 96",)
+    assert found.extra_flops(make(head_dim=96), ()) == found.extra_flops(make(head_dim=192), ()) == ()
     assert found.extra_flops(make(head_dim=96, causal=True, pass_="bwd"), ()) == (
         "masked part of diagonal tiles",
         "head dim 96 padded to 128",
     )
-    assert found.extra_flops(make(head_dim=192, pass_="bwd"), ()) == (
-        "S and dP recomputed twice (7 products for 5)",
-        "head dim 192 padded to a power of two",
-    )
+    more = "S and dP recomputed twice (7 products for 5)"
+    assert found.extra_flops(make(head_dim=192, pass_="bwd"), ()) == (more,)
+    # Both passes: each has columns of its own.
+    for head_dim, *causes in (
+        (40, "head dim 40 padded to 64"),
+        (80, "head dim 80 padded to 96 forward and 128 backward"),
+        (96, "head dim 96 padded to 128 backward"),
+        (136, more, "head dim 136 padded to 192"),
+        (200, more, "head dim 200 padded to 256"),
+    ):
+        assert found.extra_flops(make(head_dim=head_dim, pass_="fwd-bwd"), ()) == tuple(causes)
+    assert found.extra_flops(make(head_dim=128, pass_="fwd-bwd"), ()) == ()
     assert io.flash_extra_flops(make(head_dim=32)) == ()
 
 
@@ -186,7 +197,7 @@ def walked(w: AttentionWorkload, groups: int, block_n: int) -> tuple[list[int], 
     return loaded, computed
 
 
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 @pytest.mark.parametrize("causal", [False, True])
 def test_tiles_visit_the_blocks_that_the_kernel_loads(causal: bool, head_dim: int) -> None:
     """Loads are those of the whole tile; each warpgroup multiplies what its own rows see."""
@@ -238,7 +249,7 @@ def test_tiles_are_those_that_were_fastest() -> None:
     assert table.hopper_tile(40, True) == table.hopper_tile(64, True)
     assert table.hopper_tile(128, False) == table.hopper_tile(72, False) == Tile(2, 128, 2, 2, True)
     assert table.hopper_tile(128, True) == Tile(2, 128, 2, 2, True)
-    assert table.hopper_tile(192, True) == table.hopper_tile(256, False) == Tile(2, 64, 2, 1, False)
+    assert table.hopper_tile(256, False) == Tile(2, 64, 2, 1, False)
     with pytest.raises(ValueError, match="head dim 264"):
         table.hopper_tile(264, False)
 
@@ -267,37 +278,20 @@ def test_shared_memory_by_hand() -> None:
 
 def test_plan_is_the_tiles_of_both_passes() -> None:
     w = make(head_dim=96, causal=True)
-    forward, backward = planned(w)
+    forward, after = planned(w)
     assert (forward.kernel, forward.block_m, forward.block_n) == ("flash_hopper_forward", 128, 128)
     assert (forward.num_warps, forward.num_stages) == (12, 2)
     # 64 rows of Q in two stages, 128 keys; two warpgroups, and one that loads.
-    assert backward == KernelUse(
-        kernel="flash_hopper_dkdv", block_m=64, block_n=128, num_warps=12, num_stages=2
-    )
+    assert after == KernelUse(kernel="flash_hopper_dkdv", block_m=64, block_n=128, num_warps=12, num_stages=2)
     # Up to 64 columns three stages, and a warpgroup more, for dQ.
     assert planned(make(head_dim=40))[1] == KernelUse(
         kernel="flash_hopper_dkdv", block_m=64, block_n=128, num_warps=16, num_stages=3
     )
     # Elsewhere it cannot run, and the model says what it would move.
-    assert hopper.hopper_plan(w, (8, 0)) == hopper.hopper_plan(w, (0, 0)) == (forward, backward)
+    assert hopper.hopper_plan(w, (8, 0)) == hopper.hopper_plan(w, (0, 0)) == (forward, after)
 
 
-def test_above_128_the_backward_is_the_portable_one() -> None:
-    flash = ATTENTION.implementation("flash-triton")
-    assert flash is not None
-    assert flash.plan is not None
-    assert flash.io is not None
-    model = row().io
-    assert model is not None
-    w = make(head_dim=136, pass_="bwd")
-    assert planned(w)[1:] == flash.plan(w, (9, 0))[1:]
-    assert model.ledger(w, planned(w)) == flash.io.ledger(w, planned(w))
-    assert model.exps(w, planned(w)) == 2 * w.pairs
-    assert model.launches(w, planned(w)) == 3
-    assert row().workspace(w) == flash.workspace(w)
-
-
-# The fused backward.
+# The fused backward, up to 128 columns.
 
 
 def test_ledger_of_the_backward_by_hand() -> None:
@@ -332,8 +326,8 @@ def test_shares_of_a_group() -> None:
     assert table.hopper_shares(256, 4) == 4  # 1024 programs, and no more to be had
     assert table.hopper_shares(360, 6) == 3
     # 32 query heads of 8, N 4k: 8 * 32 = 256 blocks of keys. Batch 8: 2048.
-    assert fused.shares_of(make(heads=32, kv_heads=8, seq_q=4096, seq_k=4096)) == 4
-    assert fused.shares_of(make(batch=8, heads=32, kv_heads=8, seq_q=4096, seq_k=4096)) == 1
+    assert backward.shares_of(make(heads=32, kv_heads=8, seq_q=4096, seq_k=4096)) == 4
+    assert backward.shares_of(make(batch=8, heads=32, kv_heads=8, seq_q=4096, seq_k=4096)) == 1
 
 
 def test_backward_of_grouped_heads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,10 +364,10 @@ def test_the_sum_of_dq_has_whole_tiles() -> None:
     """N_q 65: 128 rows of 64 columns or of 128, though two blocks of 64 rows are visited in either case."""
     for head_dim, columns in ((40, 64), (128, 128)):
         w = make(heads=3, kv_heads=3, seq_q=65, seq_k=128, head_dim=head_dim, pass_="bwd")
-        assert fused.sum_bytes(w) == 3 * 128 * columns * 4
-        assert fused.added_bytes(w, planned(w)[1]) == 3 * 2 * 64 * columns * 4
+        assert backward.sum_bytes(w) == 3 * 128 * columns * 4
+        assert backward.added_bytes(w, planned(w)[1]) == 3 * 2 * 64 * columns * 4
     # N_q 129: 256 rows of 64 columns, but 192 of 128.
-    sums = [fused.sum_bytes(make(seq_q=129, head_dim=d, pass_="bwd")) for d in (64, 128)]
+    sums = [backward.sum_bytes(make(seq_q=129, head_dim=d, pass_="bwd")) for d in (64, 128)]
     assert sums == [256 * 64 * 4, 192 * 128 * 4]
 
 
@@ -420,30 +414,33 @@ def test_backward_visits_the_blocks_that_the_kernel_loads(causal: bool, head_dim
         (2048, 2048),
     ]:
         w = make(heads=2, kv_heads=1, seq_q=seq_q, seq_k=seq_k, head_dim=head_dim, causal=causal, pass_="bwd")
-        width = max(64, head_dim)
+        assert backward.shares_of(w) == 2  # a program has one query head
+        width = -(-head_dim // 64) * 64
         loaded, flops, added = walked_backward(w, width)
-        backward = planned(w)[1]
-        assert fused.visits_of(w, backward) == 2 * loaded
-        assert fused.added_bytes(w, backward) == 2 * added * 64 * width * 4
-        assert fused.fused_flops(w, planned(w)) == 2 * flops
-        passed += fused.passed_over(w, backward)
+        tile = planned(w)[1]
+        assert backward.visits_of(w, tile) == 2 * loaded
+        assert backward.added_bytes(w, tile) == 2 * added * 64 * width * 4
+        assert backward.backward_flops(w, planned(w)) == 2 * flops
+        passed += backward.passed_over(w, tile)
     assert bool(passed) == causal
     # N 2048, causal: one block of rows for each of 16 blocks of keys and each head.
-    assert not causal or fused.passed_over(w, backward) == 2 * 16
+    assert not passed or backward.passed_over(w, tile) == 2 * 16
 
 
 def test_the_walk_backward_has_the_bounds_of_the_source() -> None:
     """If one of these lines changes, the walk above and the model have to."""
-    source = (KERNELS / "flash_hopper_backward.py").read_text()
-    for line, times in (
-        ("first = gl.maximum(start_n - (seq_k - seq_q), 0) // BLOCK_M", 1),
-        ("for block in range(first, tiles_m):", 2),  # the producer, and dQ apart
-        ("if CAUSAL and W == 1 and BLOCK_M == 64:", 1),
-        ("last_row = lo * 64 + 63 + (seq_k - seq_q)", 1),
-        ("if (lo < tiles_m) & (last_row < start_n + 64):", 1),
-        ("dk, dv, count, lo, full, first_part, start_n, arguments,", 1),
-        ("dk, dv, count, full, tiles_m, first_part, start_n, arguments,", 1),
-    ):
+    source = (KERNELS / "flash_hopper_dkdv.py").read_text()
+    for line, times in {
+        "first = gl.maximum(start_n - (seq_k - seq_q), 0) // BLOCK_M": 1,
+        "full = gl.maximum(start_n + (KEYS - 1) - (seq_k - seq_q), 0)": 1,
+        "full = gl.minimum((full + BLOCK_M - 1) // BLOCK_M, tiles_m)": 1,
+        "for block in range(first, tiles_m):": 2,  # the producer, and dQ apart
+        "if CAUSAL and W == 1 and BLOCK_M == 64:": 1,
+        "last_row = lo * 64 + 63 + (seq_k - seq_q)": 1,
+        "if (lo < tiles_m) & (last_row < start_n + 64):": 1,
+        "dk, dv, count, lo, full, first_part, start_n, arguments,": 1,
+        "dk, dv, count, full, tiles_m, first_part, start_n, arguments,": 1,
+    }.items():
         assert source.count(line) == times, line
 
 
@@ -454,7 +451,7 @@ def test_causal_heads_go_out_together() -> None:
     """d 128, N 2k: K and V of a head are 1 MiB, so 16 heads go out together, take 16 of 60 MiB, and stay."""
     w = make(batch=4, heads=16, kv_heads=16, seq_q=2048, seq_k=2048, head_dim=128, causal=True)
     assert table.hopper_together(1 * MIB) == 16
-    found = hopper.hopper_dram(w, planned(w), H200)
+    found = hopper_dram(w, planned(w), H200)
     assert found.reason == "1 group(s) of 16 heads in flight take 27% of L2: they stay"
     tensor = 64 * 2048 * 128 * 2
     assert found.traffic == Traffic(read_bytes=3 * tensor, write_bytes=tensor + 64 * 2048 * 4)
@@ -464,7 +461,7 @@ def test_a_head_too_large_for_l2_is_read_by_every_wave() -> None:
     """d 128, N 64k: K and V of a head are 32 of 60 MiB, and go out alone."""
     w = make(heads=2, kv_heads=2, seq_q=65536, seq_k=65536, head_dim=128, causal=True)
     assert table.hopper_together(32 * MIB) == 1
-    found = hopper.hopper_dram(w, planned(w), H200)
+    found = hopper_dram(w, planned(w), H200)
     assert found.reason == "1 head(s) in flight take 53% of L2: 96% of re-reads miss"
     # 2 heads of 512 tiles, 132 at a time: 8 waves, of whose 7 later ones none starts where a head does. They
     # touch 2 + 7 heads, and the mask leaves (1 + ... + 512) of 512^2 blocks of each pass.
@@ -477,14 +474,14 @@ def test_a_head_too_large_for_l2_is_read_by_every_wave() -> None:
 def test_without_a_mask_heads_go_out_one_by_one() -> None:
     w = make(batch=4, heads=16, kv_heads=16, seq_q=2048, seq_k=2048, head_dim=128)
     tensor = 64 * 2048 * 128 * 2
-    found = hopper.hopper_dram(w, planned(w), H200)
+    found = hopper_dram(w, planned(w), H200)
     assert found.reason == "9 head(s) in flight take 15% of L2: they stay"
     assert found.traffic == Traffic(read_bytes=3 * tensor, write_bytes=tensor + 64 * 2048 * 4)
 
 
 def test_a_group_is_no_larger_than_the_heads_there_are() -> None:
     w = make(heads=2, kv_heads=2, seq_q=1024, seq_k=1024, causal=True)  # 64 heads would fit
-    assert hopper.hopper_dram(w, planned(w), H200).reason.startswith("1 group(s) of 2 heads in flight")
+    assert hopper_dram(w, planned(w), H200).reason.startswith("1 group(s) of 2 heads in flight")
     # Keys too many for 16 MiB: one head, as in `flash-triton`.
     assert table.hopper_together(17 * MIB) == 1
 
@@ -493,7 +490,7 @@ def test_dram_of_the_backward_where_all_stays() -> None:
     """8 heads of N 1k, d 64: the inputs take 5 MiB and the sum 2, a ninth of L2. Each is read once."""
     w = make(heads=8, kv_heads=8, seq_q=1024, seq_k=1024, pass_="bwd")
     tensor, rows = MIB, 8 * 1024 * 4
-    found = hopper.hopper_dram(w, planned(w), H200)
+    found = hopper_dram(w, planned(w), H200)
     assert found.traffic.read_bytes == 5 * tensor + rows
     # dQ, dK, dV; LSE in base 2 and D; the sum, once.
     assert found.traffic.write_bytes == 3 * tensor + 2 * rows + 2 * tensor
@@ -507,7 +504,7 @@ def test_dram_of_the_backward_is_between_bounds(seq_q: int, seq_k: int, pass_: s
     w = make(heads=16, kv_heads=4, seq_q=seq_q, seq_k=seq_k, head_dim=128, causal=causal, pass_=pass_)
     model = row().io
     assert model is not None
-    found, asked = hopper.hopper_dram(w, planned(w), H200).traffic, model.traffic(w, planned(w))
+    found, asked = hopper_dram(w, planned(w), H200).traffic, model.traffic(w, planned(w))
     least = io.compulsory(w)
     assert found.read_bytes > 0
     # What is added to the sum of dQ is not in the ledger, and may reach DRAM: 64 x 128 float32 for each pair
@@ -553,28 +550,30 @@ def test_what_it_serves() -> None:
             assert row().refusal(w) is None
 
 
+@pytest.mark.parametrize("head_dim", [64, 192])
 @pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd-bwd"])
-def test_kernels_are_named_as_their_functions(pass_: str) -> None:
-    forward, backward = (
-        (KERNELS / name).read_text() for name in ("flash_hopper.py", "flash_hopper_backward.py")
-    )
+def test_kernels_are_named_as_their_functions(pass_: str, head_dim: int) -> None:
+    forward = (KERNELS / "flash_hopper.py").read_text()
+    launched = (KERNELS / "flash_hopper_backward.py").read_text() + (KERNELS / "tiles.py").read_text()
+    after = "".join(path.read_text() for path in sorted(KERNELS.glob("flash_hopper_*.py")))
+    w = make(pass_=pass_, head_dim=head_dim)
     assert re.search(rf"^def {io.HOPPER}\(", forward, re.MULTILINE)
     assert f'note_use(uses, "{io.HOPPER}"' in forward
     model = row().io
     assert model is not None
-    kernels = dict.fromkeys(kernel for kernel, *_ in plain(make(pass_=pass_)))
+    kernels = dict.fromkeys(kernel for kernel, *_ in plain(w))
     others = {"flash_hopper_statistics", "flash_hopper_dq_from_sum"}
-    assert set(model.tiled(make(pass_=pass_), ())) == kernels.keys() - others
+    assert set(model.tiled(w, ())) == kernels.keys() - others
     assert (io.HOPPER in kernels) == (pass_ != "bwd")
-    assert model.launches(make(pass_=pass_), ()) == len(kernels)
+    assert model.launches(w, ()) == len(kernels)
     for name in kernels.keys() - {io.HOPPER}:
-        assert re.search(rf"^def {name}\(", backward, re.MULTILINE)
-        assert f'uses, "{name}"' in backward
+        assert re.search(rf"^def {name}\(", after, re.MULTILINE)
+        assert f'"{name}"' in launched
 
 
 def test_the_portable_kernel_is_the_default() -> None:
     """The formulas that both paths share default to the kernel of `flash-triton`."""
-    for function in (io.flash_ledger, io.flash_tiled, io.flash_extra_flops):
+    for function in (io.flash_ledger, io.flash_traffic):
         assert inspect.signature(function).parameters["forward"].default == "flash_forward"
     portable = ATTENTION.implementation("flash-triton")
     assert portable is not None

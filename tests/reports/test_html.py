@@ -27,6 +27,7 @@ from perfkit.model.catalogue import load as load_device
 from perfkit.model.units import show
 from perfkit.ops import find_op
 from perfkit.ops.attention_workload import AttentionWorkload
+from perfkit.ops.base import KernelUse
 from perfkit.record import QUANTITIES, Record, Run, dump, load
 from perfkit.reports.files import as_csv
 from perfkit.reports.html.bars import bars
@@ -285,6 +286,23 @@ def test_ledger_losses_kernels_and_verdicts_show_the_analysis(page: str, subject
     assert flash[1:3] == ["2.30 ms", "1.11 ms (48%)*"]
     (tile,) = [row for row in tables.texts("Tiles and compiled code") if row[1] == "flash_forward"]
     assert tile == ["flash", "flash_forward", "64 x 128", "4", "2", "154#", "0#", "72.0 KiB#"]  # 73,760 B
+
+
+def test_tiles_have_the_sides_that_there_are(subject: Study) -> None:
+    """A kernel without a block of keys has rows, and one without a tile says so."""
+    at = [run.impl for run in subject.record.runs].index("flash")
+    uses = [
+        KernelUse(kernel=kernel, block_m=m, block_n=n)
+        for kernel, m, n in (
+            ("flash_hopper_dq", 128, 64), ("flash_hopper_statistics", 64, 0), ("decode_combine", 8, 0),
+            ("flash_hopper_sum_of_parts", 0, 0),
+        )
+    ]  # fmt: skip
+    record = changed_run(subject.record, at, uses=tuple(uses))
+    found = Tables(html(of(record))).named("Tiles and compiled code")[1:]
+    tiles = [tile for _, kernel, tile, *_ in found if kernel[2] in {use.kernel for use in uses}]
+    assert [text for _, _, text in tiles] == ["128 x 64", "64 rows", "8 shares", "-"]
+    assert tiles[-1] == ("u", "this kernel has no tile", "-")
 
 
 def test_bars_fill_their_tracks_also_where_a_part_is_a_gain(subject: Study) -> None:

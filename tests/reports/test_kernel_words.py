@@ -11,7 +11,7 @@ from perfkit.ops import find_op
 from perfkit.ops.attention_workload import AttentionWorkload
 from perfkit.ops.base import KernelUse
 from perfkit.record import Run
-from perfkit.reports.kernel_words import kernel_words, of_runs
+from perfkit.reports.kernel_words import kernel_words, of_runs, tile_words
 
 OP = find_op("attention")
 COMPILED = KernelUse(
@@ -43,11 +43,37 @@ def test_of_a_model_the_tiles_of_its_pass(impl: str, device: str, pass_: str, wo
     assert tuple(kernel_words("attention", run_of(impl, device, pass_=pass_))) == (words,)
 
 
+def test_of_a_pair_both_kernels() -> None:
+    """Above 128 columns the Hopper backward has two."""
+    words = "tiles flash_hopper_dkdv_wide 64x64, flash_hopper_dq 128x64"
+    assert tuple(kernel_words("attention", run_of("flash", head_dim=192, pass_="bwd"))) == (words,)
+
+
 def test_of_a_run_what_was_compiled() -> None:
     run = run_of("flash")
     planned = run.uses[1:]  # the backward did not run, and is not said
     ran = msgspec.structs.replace(run, uses=(COMPILED, *planned))
     assert tuple(kernel_words("attention", ran)) == (WORDS,)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "block_m", "tile"),
+    [
+        ("flash_hopper_statistics", 64, "64 rows"),
+        ("decode_append", 1, "1 row"),
+        ("decode_combine", 8, "8 shares"),
+        ("flash_hopper_sum_of_parts", 0, ""),
+    ],
+)
+def test_nothing_of_a_side_that_a_tile_does_not_have(kernel: str, block_m: int, tile: str) -> None:
+    use = KernelUse(
+        kernel=kernel, block_m=block_m, block_n=0, num_warps=4, num_stages=1,
+        shared_bytes=0, registers=40, spills=0,
+    )  # fmt: skip
+    ran = msgspec.structs.replace(run_of("flash", pass_="bwd"), uses=(use,))
+    rest = "4 warps, 1 stages, 0 KiB shared, 40 registers, 0 spilled"
+    assert tuple(kernel_words("attention", ran)) == (f"{kernel}: {tile}{', ' if tile else ''}{rest}",)
+    assert tile_words((use,)) == f"tiles {kernel}{' ' if tile else ''}{tile}"
 
 
 def test_nothing_where_nothing_is_known_or_ran() -> None:
