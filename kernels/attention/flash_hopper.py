@@ -524,7 +524,7 @@ def _compute(  # type: ignore[no-untyped-def]
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-untyped-def]
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):  # type: ignore[no-untyped-def]
     """COUNT barriers, each complete after ARRIVALS arrivals."""
     bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(COUNT):
@@ -599,8 +599,8 @@ def flash_hopper_forward(  # type: ignore[no-untyped-def]
     NUMBERS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     numbers = gl.allocate_shared_memory(gl.int32, [3 * Q_STAGES, 1], NUMBERS)
     # A tile of Q is there with its number (one arrival) and its bytes (the other).
-    queries = (q_tiles, _barriers(Q_STAGES, 2), _barriers(Q_STAGES, GROUPS), numbers)
-    rings = (k_tiles, v_tiles, _barriers(STAGES, 1), _barriers(STAGES, GROUPS))
+    queries = (q_tiles, barriers(Q_STAGES, 2), barriers(Q_STAGES, GROUPS), numbers)
+    rings = (k_tiles, v_tiles, barriers(STAGES, 1), barriers(STAGES, GROUPS))
     fence_async_shared()
 
     sources = (q_descs, k_descs, v_descs)
@@ -716,11 +716,11 @@ def _descriptors(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block_n: int) -> 
     """Those of the first part of q, k, v and out, then those of the second, or None four times."""
     first, *second = hopper_parts(q.shape[3])
     tensors = ((q, WARPGROUP_ROWS), (k, block_n), (v, block_n), (out, WARPGROUP_ROWS))
-    tails = [_descriptor(tensor, rows, width) for width in second for tensor, rows in tensors]
-    return [*(_descriptor(tensor, rows, first) for tensor, rows in tensors), *(tails or [None] * 4)]
+    tails = [descriptor(tensor, rows, width) for width in second for tensor, rows in tensors]
+    return [*(descriptor(tensor, rows, first) for tensor, rows in tensors), *(tails or [None] * 4)]
 
 
-def _descriptor(tensor: Tensor, rows: int, width: int) -> TensorDescriptor:
+def descriptor(tensor: Tensor, rows: int, width: int) -> TensorDescriptor:
     """TMA descriptor of [B, h, N, d] with blocks of [1, 1, rows, width]; what lies outside reads as zero.
 
     Rows of 64 columns or more, of 128 bytes each, are swizzled as such, those of 32 as ones of 64 bytes.

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .flash_hopper import _descriptor, served_shape
+from .flash_hopper import descriptor, served_shape
 from .flash_hopper_dkdv import flash_hopper_dkdv
 from .flash_hopper_dq import flash_hopper_dq
 from .flash_hopper_sums import flash_hopper_dq_from_sum, flash_hopper_statistics, flash_hopper_sum_of_parts
@@ -190,11 +190,11 @@ def _dkdv(call: _Call, dq_sum: Tensor | None) -> tuple[Tensor, Tensor]:
         how = {"DQ": kind, "AHEAD": tile.ahead, "WIDTH": width, "BLOCK_M": tile.block_m}
     with on_device(call.q):
         compiled = kernel[(tiles_n * shape.kv_heads * shares * shape.batch,)](
-            _descriptor(call.q, tile.block_m, columns),
-            _descriptor(call.dout, tile.block_m, columns),
-            *(_descriptor(tensor, 64, columns) for tensor in (call.k, call.v)),
+            descriptor(call.q, tile.block_m, columns),
+            descriptor(call.dout, tile.block_m, columns),
+            *(descriptor(tensor, 64, columns) for tensor in (call.k, call.v)),
             *(_numbers(tensor, tile.block_m) for tensor in (call.log_sums, call.delta)),
-            *(_descriptor(tensor, 64, columns) for tensor in (dk, dv)),
+            *(descriptor(tensor, 64, columns) for tensor in (dk, dv)),
             *sums,
             shape.kv_heads * shares,
             shape.group // shares,
@@ -238,9 +238,9 @@ def _dq(call: _Call) -> Tensor:
     tiles_m = triton.cdiv(shape.seq_q, HOPPER_FIXED_ROWS)
     with on_device(dq):
         compiled = flash_hopper_dq[(tiles_m * shape.heads * shape.batch,)](
-            *(_descriptor(tensor, 64, columns) for tensor in (call.q, call.dout)),
-            *(_descriptor(tensor, tile.block_n, columns) for tensor in (call.k, call.v)),
-            _descriptor(dq, 64, columns),
+            *(descriptor(tensor, 64, columns) for tensor in (call.q, call.dout)),
+            *(descriptor(tensor, tile.block_n, columns) for tensor in (call.k, call.v)),
+            descriptor(dq, 64, columns),
             call.log_sums,
             call.delta,
             shape.heads,

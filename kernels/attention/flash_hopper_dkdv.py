@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .flash_hopper import _barriers
+from .flash_hopper import barriers
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -400,8 +400,8 @@ def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     g_tiles = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_M, WIDTH], g_desc.layout)
     lse_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], lse_desc.layout)
     delta_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], delta_desc.layout)
-    fixed = (k_tiles, v_tiles, _barriers(1, 1).index(0))
-    ring = (q_tiles, lse_tiles, g_tiles, delta_tiles, _barriers(STAGES, 1), _barriers(STAGES, 2))
+    fixed = (k_tiles, v_tiles, barriers(1, 1).index(0))
+    ring = (q_tiles, lse_tiles, g_tiles, delta_tiles, barriers(STAGES, 1), barriers(STAGES, 2))
     # Two, so that those that make dS can be a block ahead of the one that reads it.
     DS_STAGES: gl.constexpr = 2 if DQ == "apart" else 1
     DS_READERS: gl.constexpr = 1 if DQ == "apart" else 2
@@ -409,7 +409,7 @@ def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     if DQ != "none":
         ds_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
         ds_tiles = gl.allocate_shared_memory(dtype, [2 * DS_STAGES, 64, BLOCK_M], ds_layout)
-    exchange = (dq_sum, ds_tiles, _barriers(DS_STAGES, 2), _barriers(DS_STAGES, DS_READERS))
+    exchange = (dq_sum, ds_tiles, barriers(DS_STAGES, 2), barriers(DS_STAGES, DS_READERS))
     fence_async_shared()
 
     sources = (q_desc, g_desc, k_desc, v_desc, lse_desc, delta_desc)

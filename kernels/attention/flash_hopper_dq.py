@@ -9,7 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .flash_hopper import _barriers
+from .flash_hopper import barriers
 from .flash_hopper_panels import accumulate, load_panels, panel, products, zero_panels
 
 
@@ -198,10 +198,10 @@ def flash_hopper_dq(  # type: ignore[no-untyped-def]
     k_tiles = gl.allocate_shared_memory(dtype, [STAGES * PANELS, 1, 1, BLOCK_N, COLUMNS], k_desc.layout)
     V_STAGES: gl.constexpr = STAGES if PANELS * COLUMNS < 256 else 1  # there is no room for more
     v_tiles = gl.allocate_shared_memory(dtype, [V_STAGES * PANELS, 1, 1, BLOCK_N, COLUMNS], v_desc.layout)
-    fixed = (q_tiles, g_tiles, _barriers(1, 1).index(0))
+    fixed = (q_tiles, g_tiles, barriers(1, 1).index(0))
     ring = (
-        k_tiles, _barriers(STAGES, 1), _barriers(STAGES, 2),
-        v_tiles, _barriers(V_STAGES, 1), _barriers(V_STAGES, 2),
+        k_tiles, barriers(STAGES, 1), barriers(STAGES, 2),
+        v_tiles, barriers(V_STAGES, 1), barriers(V_STAGES, 2),
     )  # fmt: skip
     fence_async_shared()
 

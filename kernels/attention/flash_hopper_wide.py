@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .flash_hopper import _barriers
+from .flash_hopper import barriers
 from .flash_hopper_dkdv import rows_seen
 from .flash_hopper_panels import accumulate, load_panels, panel, products, zero_panels
 
@@ -211,11 +211,11 @@ def flash_hopper_dkdv_wide(  # type: ignore[no-untyped-def]
     g_tiles = gl.allocate_shared_memory(dtype, [STAGES * PANELS, 1, 1, 64, 64], g_desc.layout)
     lse_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, 64], lse_desc.layout)
     delta_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, 64], delta_desc.layout)
-    fixed = (k_tiles, v_tiles, _barriers(1, 1).index(0))
-    ring = (q_tiles, lse_tiles, g_tiles, delta_tiles, _barriers(STAGES, 1), _barriers(STAGES, 2))
+    fixed = (k_tiles, v_tiles, barriers(1, 1).index(0))
+    ring = (q_tiles, lse_tiles, g_tiles, delta_tiles, barriers(STAGES, 1), barriers(STAGES, 2))
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     weights_tile = gl.allocate_shared_memory(gl.float32, [4096], FLAT)
-    exchange = (weights_tile, _barriers(1, 1).index(0), _barriers(1, 1).index(0))
+    exchange = (weights_tile, barriers(1, 1).index(0), barriers(1, 1).index(0))
     fence_async_shared()
 
     sources = (q_desc, g_desc, k_desc, v_desc, lse_desc, delta_desc)

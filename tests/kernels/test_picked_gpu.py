@@ -34,10 +34,10 @@ def test_kernels_follow_the_device(
     found = kernels_of(picked.attention, *leaves, causal=True)
     assert found[0] == ("flash_hopper_forward" if on_hopper else "flash_forward")
     portable = ["flash_delta", "flash_dkdv", "flash_dq"]
-    # 2 K/V heads of 3 blocks of keys: their query heads are dealt out.
-    fused = ["statistics", "dkdv", "sum_of_parts", "dq_from_sum"]
-    fused = [f"flash_hopper_{name}" for name in fused]
-    assert found[1:] == (fused if on_hopper and head_dim <= 128 else portable)
+    # 2 K/V heads of 3 blocks of keys, or 5: their query heads are dealt out.
+    wide = head_dim > 128
+    own = ["statistics", "dkdv_wide" if wide else "dkdv", "sum_of_parts", "dq" if wide else "dq_from_sum"]
+    assert found[1:] == ([f"flash_hopper_{name}" for name in own] if on_hopper else portable)
     assert kernels_of(picked.attention, *leaves, causal=True, tiles=TILES) == ["flash_forward", *portable]
     assert_right(picked.attention, case, "cuda")
 
