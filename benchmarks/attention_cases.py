@@ -65,9 +65,7 @@ BACKWARD: dict[str, Variant[HopperBackwardTile]] = {
     "128-det": Variant(128, HopperBackwardTile(64, 2, 128, 2), deterministic=True),
     "192": Variant(192, HopperBackwardTile(64, 2, 64, 2, wide=True)),
     "192-s3": Variant(192, HopperBackwardTile(64, 3, 64, 2, wide=True)),
-    "192-det": Variant(192, HopperBackwardTile(64, 2, 64, 2, wide=True), deterministic=True),
     "256": Variant(256, HopperBackwardTile(64, 2, 64, 2, wide=True)),
-    "256-det": Variant(256, HopperBackwardTile(64, 2, 64, 2, wide=True), deterministic=True),
 }
 TILES: dict[str, dict[str, Any]] = {"fwd": dict(FORWARD), "bwd": dict(BACKWARD)}
 

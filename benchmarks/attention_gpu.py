@@ -141,7 +141,9 @@ def check_backward(name: str) -> bool:
             worst = max(worst, error / allowed)
             parts.append(f"{label} {error:.1e} of {allowed:.1e}{'' if right else ' WRONG'}")
         print(f"{name} {tuple(problem)}: {'; '.join(parts)}")
-    fixed = slice(0 if variant.deterministic else 1, 3)  # else dQ may differ in its last bits
+    fixed = slice(
+        0 if variant.deterministic or variant.tile.wide else 1, 3
+    )  # else dQ may differ in its last bits
     first = call(q, k, v, out, lse, dout, problem.causal)[fixed]
     for _ in range(10):
         again = call(q, k, v, out, lse, dout, problem.causal)[fixed]

@@ -188,11 +188,12 @@ def explained(text: str) -> int:
 
 def order_of(file: str, line: int) -> str | None:
     """How the accesses of a line of one of our kernels are ordered; None where nothing above says so."""
-    if not (KERNELS / file).is_file():
+    source = (KERNELS / file).read_text() if (KERNELS / file).is_file() else ""
+    lines = source.splitlines()
+    if line > len(lines):  # Triton's own files may have the same name
         return None
-    source = (KERNELS / file).read_text()
     for text, order in ORDERED_LINES.items():
-        if text in source.splitlines()[line - 1]:
+        if text in lines[line - 1]:
             return order
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0):

@@ -89,7 +89,7 @@ QUANTITIES: Final[tuple[Quantity, ...]] = (
         "l2_zeros_modelled",
         "zeros by TMA, modelled",
         "bytes",
-        "bytes of zeros that TMA fills into tiles: no traffic, but a counter at the SM counts them as read",
+        "bytes of zeros that TMA fills into tiles, which a counter at the SM counts as read",
     ),
     _q("l2_read_counted", "L2->SM, counted", "bytes", "bytes that kernels load, counted by executing them"),
     _q("l2_write_counted", "SM->L2, counted", "bytes", "bytes that kernels store, counted by executing them"),

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from perfkit.analysis.held import held, uncounted
+from perfkit.analysis.io_check import zeros_counted
 from perfkit.analysis.io_model import Subject, subjects
 from perfkit.analysis.law import laws
 from perfkit.analysis.onchip import on_chip
@@ -82,10 +83,11 @@ def provenance(study: Study) -> Iterator[RenderableType]:
 
 
 def _remarks(study: Study, found: Sequence[Subject], plain: Sequence[Run]) -> Iterator[str]:
-    """The tiles, what failed, how counts were made, and why some differ."""
+    """The tiles, zeros in what was measured, what failed, how counts were made, and why some differ."""
     for one in found:
         if uses := needed(study.record.op, one.run):
             yield f"{one.run.impl}: {tile_words(uses)}"
+    yield from _zeros(plain)
     for run in study.record.runs:
         if run.status not in ("measured", "modelled"):
             yield f"{run.impl}: {run.status}, {run.reason}"
@@ -97,6 +99,16 @@ def _remarks(study: Study, found: Sequence[Subject], plain: Sequence[Run]) -> It
         differing = held(study.record.op, run) or ()
         yield from (f"{run.impl}, {found.kernel}: {found.reason}" for found in differing if found.reason)
     yield from study.record.notes
+
+
+def _zeros(plain: Sequence[Run]) -> Iterator[str]:
+    """What is measured beyond the model, and yet not off it."""
+    among = list(dict.fromkeys(run.setting for run in plain))
+    for run in plain:
+        if zeros := zeros_counted(run):
+            where, beyond = place(run.setting, among), run.numbers["l2_zeros_modelled"].reason or ""
+            text = f"SM<->L2 'off' is without {show(zeros, 'bytes')} of zeros by TMA {beyond}".rstrip()
+            yield f"{run.impl}{f' at {where}' if where else ''}: {text}"
 
 
 def ledgers(op: str, found: Sequence[Subject], width: int) -> RenderableType:

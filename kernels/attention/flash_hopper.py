@@ -708,8 +708,9 @@ def served_shape(q: Tensor, k: Tensor, v: Tensor) -> Shape:
 
 
 def _section(shape: Shape, element_size: int) -> int:
-    """Query heads whose causal tiles go out together, a multiple of the group."""
-    return hopper_together(2 * shape.seq_k * shape.head_dim * element_size) * shape.group
+    """Query heads whose causal tiles go out together: a multiple of the group, and no more than there are."""
+    together = hopper_together(2 * shape.seq_k * shape.head_dim * element_size) * shape.group
+    return min(together, shape.batch * shape.heads)
 
 
 def _descriptors(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block_n: int) -> list[TensorDescriptor | None]:
@@ -723,7 +724,7 @@ def _descriptors(q: Tensor, k: Tensor, v: Tensor, out: Tensor, block_n: int) -> 
 def descriptor(tensor: Tensor, rows: int, width: int) -> TensorDescriptor:
     """TMA descriptor of [B, h, N, d] with blocks of [1, 1, rows, width]; what lies outside reads as zero.
 
-    Rows of 64 columns or more, of 128 bytes each, are swizzled as such, those of 32 as ones of 64 bytes.
+    Rows of 64 columns or more are swizzled in pieces of 128 bytes, those of 32 of 64 bytes.
     """
     row = tensor.shape[3]
     # The stride of a dimension of one element is arbitrary, and a descriptor wants a legal one.

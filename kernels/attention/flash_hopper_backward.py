@@ -4,7 +4,8 @@ Shah, Bikshandi, Zhang, Thakkar, Ramani, Dao, "FlashAttention-3", arXiv 2407.086
 loads by TMA; two warpgroups compute, each for 64 keys (dK, dV) or 64 rows of Q (dQ) of its own. By default
 one kernel gives dK, dV and, with atomic additions in float32, dQ: five matrix products, and a sum whose order
 and last bits differ from run to run. Up to 64 columns a third warpgroup computes dQ, above the two that have
-dK and dV. `deterministic`, and all head dims above 128, take two kernels and seven products instead.
+dK and dV. `deterministic`, and all head dims above 128, take two kernels and seven products instead; above
+128 the two warpgroups have the same 64 keys, and divide the products of dK and dV.
 """
 
 from typing import Any, NamedTuple
@@ -40,11 +41,9 @@ from .tiles import (
     hopper_backward_tile,
     hopper_backward_width,
     hopper_shares,
+    padded_rows,
 )
 from .use import KernelUse
-
-# The kernels hold HOPPER_FIXED_ROWS, and the 64 of these that are a warpgroup's, as literals. LSE and D are
-# padded to a multiple of them, so that no tile of theirs is out of range.
 
 
 class _Call(NamedTuple):
@@ -80,9 +79,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dQ, dK, dV) like q, k and v, from what `flash_hopper.forward` or `flash.forward` gave.
 
-    dK and dV are summed over the query heads of each group, in a fixed order; the order in which dQ is summed
-    is fixed only if `deterministic`, or the head dim above 128. ValueError for what the kernels cannot serve:
-    as `flash_hopper.forward`.
+    Where query heads are dealt out in shares, dK and dV are dense, and sums of parts in the working dtype.
+    They are summed over the query heads of each group, in a fixed order; the order in which dQ is summed is
+    fixed only if `deterministic`, or the head dim above 128. ValueError for what the kernels cannot serve: as
+    `flash_hopper.forward`.
     """
     shape = served_shape(q, k, v)
     width = hopper_backward_width(shape.head_dim)
@@ -137,7 +137,7 @@ def statistics(
     """(LSE in base 2, D), float32 [B h, N_q rounded up to 128], and zeros in dq_sum."""
     out = rows_contiguous(out)
     batch, heads, seq_q, head_dim = out.shape
-    padded = triton.cdiv(seq_q, HOPPER_FIXED_ROWS) * HOPPER_FIXED_ROWS
+    padded = padded_rows(seq_q)
     log_sums, delta = (
         torch.empty((batch * heads, padded), dtype=torch.float32, device=out.device) for _ in range(2)
     )
@@ -264,6 +264,7 @@ def _dq(call: _Call) -> Tensor:
 
 
 def _dq_from_sum(call: _Call, dq_sum: Tensor) -> Tensor:
+    """dQ from its sum in float32."""
     shape, block_m = call.shape, HOPPER_SUM_TILE // call.width
     dq = like_rows(call.q)
     with on_device(dq):

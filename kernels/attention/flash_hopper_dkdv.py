@@ -132,7 +132,8 @@ def _steps(  # type: ignore[no-untyped-def]
     if AHEAD:
         dk = warpgroup_mma_init(dk)
     for block in range(lo, hi):
-        # 0, but the compiler does not know it, else it keeps dozens of loop-invariant addresses and spills.
+        # 0, for fewer than 2^30 blocks, which the compiler does not know: else it keeps dozens of
+        # loop-invariant addresses, and spills.
         zero_index = count >> 30
         if DQ != "apart":
             k_left = k_tiles.index(zero_index + W).reshape([64, WIDTH])
@@ -286,7 +287,8 @@ def _compute_keys(  # type: ignore[no-untyped-def]
     count = 0
     mbarrier.wait(kv_full, 0)
     for member in range(group):
-        # 0 for ptxas not to compute the product by `group` ahead of the dispatch, and spill it.
+        # `place >> 30` is 0: there are fewer programs. Without it ptxas computes the product by `group` ahead
+        # of the dispatch, and spills it.
         first_part = (kv_head_all * group + member) * (tiles_m + (place >> 30)) * 2
         lo = first
         if CAUSAL and W == 1 and BLOCK_M == 64:
@@ -391,7 +393,8 @@ def flash_hopper_dkdv(  # type: ignore[no-untyped-def]
     sums.
     DQ: "none"; "shared", also adds dS K to dq_sum, 64 of 128 columns by each warpgroup; "apart", all 64
     columns by a third warpgroup. Traffic per key/value head as `flash_backward.flash_dkdv` states it, with
-    BLOCK_N = 128; with dQ also adds to g sum_j r_j 4 WIDTH bytes, r_j rounded up to whole blocks.
+    BLOCK_N = 128, but LSE and D in whole blocks, and K and V once for each share; with dQ also adds to g
+    sum_j r_j 4 WIDTH bytes, r_j rounded up to whole blocks.
     """
     dtype: gl.constexpr = q_desc.dtype
     k_tiles = gl.allocate_shared_memory(dtype, [2, 1, 1, 64, WIDTH], k_desc.layout)

@@ -83,7 +83,7 @@ def _query_steps(  # type: ignore[no-untyped-def]
     S_LAYOUT: gl.constexpr = log_sum.type.layout.parent
     LEFT: gl.constexpr = gl.DotOperandLayout(0, acc[0].type.layout, 2)
     for block in range(lo, hi):
-        # 0, but the compiler does not know it, else it keeps dozens of loop-invariant addresses and spills.
+        # 0, but the compiler does not know it: see `flash_hopper_dkdv._steps`.
         zero_index = block >> 30
         rows_at = zero_index + W * PANELS
         k_stage = block % K_STAGES
@@ -191,7 +191,8 @@ def flash_hopper_dq(  # type: ignore[no-untyped-def]
 ):
     """dQ = scale dS K for 128 rows of Q of one head, whose columns are PANELS of COLUMNS.
 
-    Traffic per head: see `flash_backward.flash_dq`."""
+    Traffic per head as `flash_backward.flash_dq` states it, but all that LSE and D are padded to.
+    """
     dtype: gl.constexpr = q_desc.dtype
     q_tiles = gl.allocate_shared_memory(dtype, [2 * PANELS, 1, 1, 64, COLUMNS], q_desc.layout)
     g_tiles = gl.allocate_shared_memory(dtype, [2 * PANELS, 1, 1, 64, COLUMNS], g_desc.layout)

@@ -91,7 +91,7 @@ def _steps(  # type: ignore[no-untyped-def]
     LEFT: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)
     ROW: gl.constexpr = gl.SliceLayout(0, LAYOUT)
     for block in range(lo, hi):
-        # 0, but the compiler does not know it, else it keeps dozens of loop-invariant addresses and spills.
+        # 0, but the compiler does not know it: see `flash_hopper_dkdv._steps`.
         zero_index = count >> 30
         stage = count % STAGES
         first = stage * PANELS
@@ -202,7 +202,8 @@ def flash_hopper_dkdv_wide(  # type: ignore[no-untyped-def]
 
     Descriptors have blocks of 64 rows x 64 columns, and a head dim takes PANELS of these. Where a head's are
     dealt out in `shares`, kv_heads counts those of all heads, and dK and dV are parts of sums.
-    Traffic per key/value head as `flash_backward.flash_dkdv` states it, with BLOCK_N = 64.
+    Traffic per key/value head as `flash_backward.flash_dkdv` states it, with BLOCK_N = 64, but LSE and D in
+    whole blocks, and K and V once for each share.
     """
     dtype: gl.constexpr = q_desc.dtype
     k_tiles = gl.allocate_shared_memory(dtype, [PANELS, 1, 1, 64, 64], k_desc.layout)

@@ -55,7 +55,7 @@ def attention(
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
     # A backward that may overwrite what the forward saved refuses a second run: in this process, and in each
-    # that finds it in torch's cache on disk.
+    # that finds it in torch's cache on disk. Not for this call alone: it is asked again at every run.
     functorch.donated_buffer = False
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 

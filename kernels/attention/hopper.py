@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .shape import checked_shape
 from .tile_io import DTYPES, can_describe, capability, interpreted
+from .tiles import hopper_backward_width, padded_rows
 from .use import KernelUse
 
 
@@ -33,6 +34,8 @@ def refusal(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"serves float16 and bfloat16, got {q.dtype}"
     if not 16 <= head_dim <= 256 or head_dim % 8:
         return f"serves head dims 16 to 256 in steps of 8, got {head_dim}"
+    if max(q.shape[0] * q.shape[1], hopper_backward_width(head_dim)) * padded_rows(q.shape[2]) >= 2**31:
+        return f"counts rows of all heads and numbers of one in 32 bits, got {list(q.shape)}"
     if not all(t.stride(-1) == 1 and can_describe(t) for t in (q, k, v)):
         return "loads by TMA and needs 16-byte aligned bases and strides, none 0"
     return None
@@ -80,7 +83,10 @@ def backward(
     deterministic: bool = False,
     uses: list[KernelUse] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV) from what `forward` gave; dQ has the same bits each time if `deterministic`."""
+    """(dQ, dK, dV) from what `forward` gave.
+
+    dQ has the same bits each time if `deterministic`, and above a head dim of 128.
+    """
     from . import flash_hopper_backward  # there is Gluon: the forward pass has run
 
     return flash_hopper_backward.backward(
@@ -126,8 +132,9 @@ def attention(
 ) -> Tensor:
     """O like q, [B, h, N_q, d], float16 or bfloat16. Rows that see no key are 0.
 
-    Backward, parts of dQ are added in float32 in whatever order they are ready, and its last bits differ from
-    run to run; `deterministic` fixes them, for seven matrix products instead of five. `uses` receives what
+    Backward, up to head dim 128, parts of dQ are added in float32 in whatever order they are ready, and its
+    last bits differ from run to run; `deterministic` fixes them, for seven matrix products instead of five.
+    Above 128 they are fixed, and there are seven. `uses` receives what
     the forward kernel used at call, and the backward kernels when autograd runs. ValueError for other dtypes,
     head dims outside 16..256 or no multiple of 8, layouts that TMA cannot address, and any device but one of
     compute capability 9.0.

@@ -153,7 +153,7 @@ _FLASH1_SM_75 = {
 
 #: Rows of Q of one warpgroup: the M of one wgmma. Gluon kernels hold it as a literal.
 WARPGROUP_ROWS = 64
-#: Columns of the narrowest tile of the Hopper kernel: a row of 128 bytes, which is what its swizzle takes.
+#: Columns of the narrowest tile of the Hopper backward: a row of 128 bytes, which is what its swizzle takes.
 HOPPER_WIDTH = 64
 #: Bytes of K and V that causal tiles in flight of the Hopper kernel may read between them.
 KV_IN_L2 = 16 * 2**20
@@ -168,7 +168,8 @@ _HOPPER = {
 }
 
 #: Rows of K and V (dK, dV) or of Q and dO (dQ) that a program of the Hopper backward holds, and its warps.
-#: LSE and D are padded to a multiple of the rows.
+#: LSE and D are padded to a multiple of the rows, so that no tile of theirs is out of range. Gluon kernels
+#: hold them, those of a warpgroup and HOPPER_WIDE_KEYS as literals.
 HOPPER_FIXED_ROWS = 128
 HOPPER_BACKWARD_WARPS = 12
 #: Keys of a program above 128 columns, where those of two warpgroups would not fit the registers.
@@ -300,6 +301,11 @@ def hopper_backward_tile(head_dim: int, causal: bool, deterministic: bool = Fals
 def hopper_backward_width(head_dim: int) -> int:
     """Columns of a tile of the Hopper backward: 64 or 128, above that whole panels of 64."""
     return max(HOPPER_WIDTH, _width(head_dim)) if head_dim <= 128 else -(-head_dim // 64) * 64
+
+
+def padded_rows(seq_q: int) -> int:
+    """Rows of a head's LSE and D in the Hopper backward."""
+    return -(-seq_q // HOPPER_FIXED_ROWS) * HOPPER_FIXED_ROWS
 
 
 def hopper_shares(programs: int, group: int) -> int:

@@ -6,13 +6,17 @@ from typing import Final
 
 import msgspec
 
+from perfkit.analysis.io_check import zeros_counted
+from perfkit.model.device import DeviceProfile
 from perfkit.model.traffic import Traffic
 from perfkit.ops import find_op
-from perfkit.ops.base import IOModel, Ledger, Level, by_tensor, total
+from perfkit.ops.base import IOModel, Ledger, Level, Moved, by_tensor, total
 from perfkit.record import KernelCounts, Run
 
 #: The line that holds all kernels where libraries choose them, so that none is a step of the model.
 ALL_KERNELS: Final = "all kernels"
+#: What is no tensor, but in what the SM counted as read, and so in the total of a kernel.
+ZEROS: Final = "zeros by TMA"
 
 #: Raw counters of a kernel that are its bytes at a level, best first: at L2 some chips count requests of
 #: several SMs for one line as one.
@@ -24,7 +28,7 @@ _WRITE: Final[dict[Level, tuple[str, ...]]] = {"L2": ("l2_write_bytes",), "DRAM"
 
 
 class LedgerLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of one tensor in one kernel or step; of the whole kernel where `tensor` is None.
+    """Bytes of one tensor, or of `ZEROS`, in one kernel or step; of the whole kernel where `tensor` is None.
 
     None where it is not known: counters do not tell tensors apart, and the model does not know the kernels of
     libraries. DRAM bytes of single kernels are raw; those of all kernels are the run's own. Measured is what
@@ -42,17 +46,31 @@ class LedgerLine(msgspec.Struct, frozen=True, kw_only=True):
     write_measured: float | None = None
 
 
-def ledger(op: str, run: Run) -> tuple[LedgerLine, ...]:
-    """The ledger of `run`; empty for a run without numbers, or without the tiles that its model needs."""
+def ledger(op: str, run: Run, device: DeviceProfile | None = None) -> tuple[LedgerLine, ...]:
+    """The ledger of `run`; empty for a run without numbers. Without tiles the counters stand alone.
+
+    With the `device` that it ran on, kernels have the zeros that TMA fills in, where the SM counted them.
+    """
     row = find_op(op).implementation(run.impl)
     if not run.numbers:
         return ()
     if row is None or row.io is None:
         return _launched(run.kernels, "L2")
     if not _has_tiles(row.io, run):
-        return ()
+        return _launched(run.kernels, row.io.level)
     moved = row.io.ledger(run.workload, run.uses)
-    return _by_kernel(moved, run) if row.io.level == "L2" else _by_step(moved, run)
+    if row.io.level == "DRAM":
+        return _by_step(moved, run)
+    return _by_kernel((*moved, *_zeros(row.io, run, device)), run)
+
+
+def _zeros(io: IOModel, run: Run, device: DeviceProfile | None) -> Iterator[Moved]:
+    if device is None or io.zeros is None or not zeros_counted(run):
+        return
+    for one in io.zeros(run.workload, run.uses, device):
+        if one.counted:
+            traffic = Traffic(read_bytes=one.counted, write_bytes=0)
+            yield Moved(kernel=one.kernel, tensor=ZEROS, traffic=traffic)
 
 
 def _has_tiles(io: IOModel, run: Run) -> bool:

@@ -33,6 +33,7 @@ def progress(total: int) -> Iterator[Callable[[str, str], None]]:
         def stage(impl: str, what: str) -> None:
             if impl not in seen:
                 seen.append(impl)
+            what = what[: max(0, console.width - KEPT)]
             room = max(0, console.width - KEPT - len(what))
             named = impl if len(impl) <= room else f"{impl[: max(0, room - 1)]}…"
             # At once: a compiler may hold Python's lock, and the bar's own thread wait for it.

@@ -32,7 +32,8 @@ def compilation(stage: Stage) -> Iterator[dict[str, float]]:
     since: list[float] = []  # when torch.compile began, where it is at work
 
     def begins(**given: Any) -> bool:
-        stage(f"compiling {getattr(given.get('fn'), 'name', 'a kernel')}")
+        if not since:
+            stage(f"compiling {getattr(given.get('fn'), 'name', 'a kernel')}")
         return False  # true would keep Triton from compiling
 
     def ended(**given: Any) -> None:

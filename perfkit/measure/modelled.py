@@ -42,14 +42,21 @@ def add_model(op: Op, draft: Draft, profile: DeviceProfile) -> None:
         traffic = row.io.traffic(w, uses)
         draft.put("l2_read_modelled", traffic.read_bytes, "modelled", note=row.io.source)
         draft.put("l2_write_modelled", traffic.write_bytes, "modelled", note=row.io.source)
-        zeros = row.io.zeros(w, uses, profile)
-        total = sum(one.counted for one in zeros)
-        draft.put("l2_zeros_modelled", total, "modelled", note=_outside(w, zeros) if total else None)
+        _put_zeros(draft, w, row.io.zeros(w, uses, profile) if row.io.zeros else None)
     else:
         draft.lack(_TILED, "the tiles of its matmul library are not known")
     cached = row.io.dram(w, uses, profile)
     draft.put("dram_read_modelled", cached.traffic.read_bytes, "modelled", note=cached.reason)
     draft.put("dram_write_modelled", cached.traffic.write_bytes, "modelled", note=cached.reason)
+
+
+def _put_zeros(draft: Draft, w: AttentionWorkload, zeros: Sequence[Zeros] | None) -> None:
+    """What TMA fills in; None where it is not known."""
+    if zeros is None:
+        draft.lack(("l2_zeros_modelled",), "it loads by TMA, whose zeros are not modelled")
+        return
+    total = sum(one.counted for one in zeros)
+    draft.put("l2_zeros_modelled", total, "modelled", note=_outside(w, zeros) if total else None)
 
 
 def _outside(w: AttentionWorkload, zeros: Sequence[Zeros]) -> str:

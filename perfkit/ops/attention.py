@@ -18,7 +18,7 @@ from perfkit.ops.attention_published import published
 from perfkit.ops.attention_tiles import chosen
 from perfkit.ops.attention_variants import variants
 from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import Implementation, IOModel, Op
+from perfkit.ops.base import Implementation, IOModel, Op, no_zeros
 
 #: FLOPs of a pass over those of the forward pass: the backward has five products to the forward's two.
 _PASS_FACTOR: Final = {"fwd": 2, "bwd": 5, "fwd-bwd": 7}
@@ -63,6 +63,7 @@ IMPLEMENTATIONS: Final = (
             exps=io.standard_exps,
             extra_flops=io.standard_extra_flops,
             launches=io.standard_launches,
+            zeros=no_zeros,
             source="4 N^2 + 4 N d forward (FA1 section 2.2, Algorithm 0)",
         ),
     ),
@@ -87,6 +88,7 @@ IMPLEMENTATIONS: Final = (
             exps=flash1.flash1_exps,
             extra_flops=flash1.flash1_extra_flops,
             launches=flash1.flash1_launches,
+            zeros=no_zeros,
             source="3 N_k d + T_c (3 N_q d + 4 N_q) forward (FA1 Algorithm 1)",
         ),
     ),
@@ -111,6 +113,7 @@ IMPLEMENTATIONS: Final = (
             exps=io.standard_exps,
             extra_flops=gpt2.gpt2_extra_flops,
             launches=gpt2.gpt2_launches,
+            zeros=no_zeros,
             source="8.5 N^2 + 4 N d forward, with mask and dropout (FA1 section 3.2)",
         ),
     ),
@@ -135,6 +138,7 @@ IMPLEMENTATIONS: Final = (
             exps=square.square_exps,
             extra_flops=square.square_extra_flops,
             launches=square.square_launches,
+            zeros=no_zeros,
             source="4 N_q N_k d / t + 2 N_q N_k + N_q d forward (Saha and Ye, Theorem 3.1)",
         ),
     ),
@@ -207,6 +211,7 @@ IMPLEMENTATIONS: Final = (
             exps=sparse1.sparse1_exps,
             extra_flops=sparse1.sparse1_extra_flops,
             launches=sparse1.sparse1_launches,
+            zeros=no_zeros,
             source="3 N d + s T_c (3 N d + 4 N) forward (FA1 Algorithm 5)",
         ),
     ),

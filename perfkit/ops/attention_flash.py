@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from perfkit.kernels.attention import tiles
+from perfkit.model.device import DeviceProfile
 from perfkit.ops import attention_cache as cached
 from perfkit.ops import attention_hopper as hopper
 from perfkit.ops import attention_hopper_cache as hopper_cached
@@ -18,7 +19,7 @@ from perfkit.ops.attention_hopper_backward import DKDV, DQ, WIDE
 from perfkit.ops.attention_peers import HALF, KERNELS
 from perfkit.ops.attention_tiles import chosen
 from perfkit.ops.attention_workload import AttentionWorkload
-from perfkit.ops.base import Implementation, IOModel, KernelUse, Uses
+from perfkit.ops.base import Implementation, IOModel, KernelUse, Uses, Zeros
 
 #: The one compute capability that has the instructions of the kernels for Hopper.
 CAPABILITY: Final = (9, 0)
@@ -75,6 +76,11 @@ def _uncounted(uses: Uses) -> str | None:
     return f"{hopper.UNCOUNTED} for this device; the portable ones can be counted: --impl flash-triton"
 
 
+def _zeros(w: AttentionWorkload, uses: Uses, device: DeviceProfile) -> tuple[Zeros, ...]:
+    """Those of the path whose kernels are among the tiles."""
+    return (filled.hopper_zeros if by_hopper(uses) else filled.flash_zeros)(w, uses, device)
+
+
 def _picked(portable: IOModel, for_hopper: IOModel) -> IOModel:
     """The model of the path whose kernels are among the tiles; the portable one where there are none."""
 
@@ -91,7 +97,7 @@ def _picked(portable: IOModel, for_hopper: IOModel) -> IOModel:
         extra_flops=lambda w, uses: of(uses).extra_flops(w, uses),
         launches=lambda w, uses: of(uses).launches(w, uses),
         source=portable.source,
-        zeros=lambda w, uses, device: of(uses).zeros(w, uses, device),
+        zeros=_zeros,
     )
 
 

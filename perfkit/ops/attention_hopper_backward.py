@@ -5,7 +5,8 @@ the last by atomic additions to a sum in float32, which the kernel before zeroes
 Up to 64 columns a warpgroup of its own computes dQ, above the two that have dK and dV. Beyond 128 there is no
 sum but a pair: dK and dV of 64 keys a program, and dQ of 128 rows. Results are totals over batch and heads.
 The additions are not in the ledger: on an H200 the counter of writes from SMs to L2 does not have them (it
-shows dK and dV within 0.3 %), and that of reductions has 1.5 sectors of 32 bytes for each 32 added.
+shows all others, to the byte where no registers are spilled), and that of reductions has 1.5 sectors of 32
+bytes for each 32 added.
 """
 
 from typing import Final

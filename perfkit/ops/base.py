@@ -61,8 +61,8 @@ class Cached(msgspec.Struct, frozen=True, kw_only=True):
 class Zeros(msgspec.Struct, frozen=True, kw_only=True):
     """Zeros that TMA fills into the boxes that one kernel loads, in bytes: what lies outside of a tensor.
 
-    `columns` beyond the head dim, of rows that there are; `rows` beyond the last one, as wide as the box. No
-    level of the memory hierarchy holds them, but a counter at the SM counts them with what is read.
+    `columns` beyond the head dim, of rows that there are; `rows` beyond the last one, as wide as the box.
+    They are no part of a tensor, but a counter at the SM counts them with what is read.
     """
 
     kernel: str
@@ -71,7 +71,7 @@ class Zeros(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def counted(self) -> int:
-        """Those that the counter at the SM has: on an H200 all of them."""
+        """Those that the counter at the SM has: on an H200 all, where it was looked at."""
         return self.columns + self.rows
 
 
@@ -84,14 +84,20 @@ def by_tensor(ledger: Ledger) -> dict[tuple[str, str], Traffic]:
     return found
 
 
+def no_zeros(*_: Any) -> tuple[Zeros, ...]:
+    """Those of kernels that do not load by TMA."""
+    return ()
+
+
 class IOModel(msgspec.Struct, frozen=True, kw_only=True):
     """Closed forms of one implementation, as functions of the workload and the tiles that ran.
 
     `level` is the boundary at which the `ledger` is what the counters must show; `source` says whose formula
     it is; `tiled` names the kernels of the pass without whose tiles there is no ledger; `extra_flops` says
     why the issued FLOPs differ from the convention's. `dram` predicts DRAM traffic from the workload, the
-    tiles and the device's L2. `zeros` are no part of the ledger; a device may have no TMA. Where there are
-    several paths, the kernels among the tiles say which one it is.
+    tiles and the device's L2. `zeros` are no part of the ledger; a device may have no TMA. None: kernels load
+    by TMA, and its zeros are not modelled. Where there are several paths, the kernels among the tiles say
+    which one it is.
     """
 
     level: Level
@@ -103,7 +109,7 @@ class IOModel(msgspec.Struct, frozen=True, kw_only=True):
     extra_flops: Callable[[Any, Uses], tuple[str, ...]]
     launches: Callable[[Any, Uses], int]
     source: str
-    zeros: Callable[[Any, Uses, DeviceProfile], tuple[Zeros, ...]] = lambda *_: ()
+    zeros: Callable[[Any, Uses, DeviceProfile], tuple[Zeros, ...]] | None = None
 
     def traffic(self, workload: Any, uses: Uses) -> Traffic:
         """The sum of the ledger."""

@@ -23,7 +23,7 @@ def byte_ledger(study: Study, looks: Looks) -> Table:
     def cells(finding: Finding) -> list[tuple[Cell, ...]]:
         run = finding.placement.run
         off = {(d.kernel, d.tensor): d for d in held(op, run) or ()} if counted else None
-        lines = ledger(op, run)
+        lines = ledger(op, run, study.record.device)
         return once([(impl_cell(finding, looks), *_ledger_line(line, off)) for line in lines], 1)
 
     sources = ("modelled", *(("counted",) if counted else ()), "measured")

@@ -165,14 +165,19 @@ def io_check(study: Study) -> str:
 
 def _told(pairs: Sequence[tuple[Finding, Verdict]], among: Sequence[AttentionWorkload]) -> Iterator[str]:
     for finding, verdict in pairs:
-        run, hint = finding.placement.run, cells.verdict_hint(verdict)
-        where = place(run.setting, among)
+        hint = cells.verdict_hint(verdict)
         numbers = f"expected {show(verdict.expected, hint)}, measured {show(verdict.measured, hint)}"
-        subject = f"{run.impl}{f' at {where}' if where else ''}, {verdict.check}"
-        yield f"{verdict.status}: {subject}: {numbers}: {verdict.reason}"
+        yield f"{verdict.status}: {_subject(finding, verdict, among)}: {numbers}: {verdict.reason}"
+
+
+def _subject(finding: Finding, verdict: Verdict, among: Sequence[AttentionWorkload]) -> str:
+    run = finding.placement.run
+    where = place(run.setting, among)
+    return f"{run.impl}{f' at {where}' if where else ''}, {verdict.check}"
 
 
 def _held(pairs: Sequence[tuple[Finding, Verdict]], among: Sequence[AttentionWorkload]) -> str:
+    """Their table, and why some expect more than the model beside them has."""
     columns = (
         *((cells.place_header(among),) if len(among) > 1 else ()),
         "impl",
@@ -190,7 +195,12 @@ def _held(pairs: Sequence[tuple[Finding, Verdict]], among: Sequence[AttentionWor
         )
         for finding, verdict in pairs
     ]
-    return table(columns, rows)
+    filled = [
+        f"{_subject(finding, verdict, among)}: {verdict.reason}"
+        for finding, verdict in pairs
+        if "zeros" in verdict.reason
+    ]
+    return f"{table(columns, rows)}\n{bullets(filled)}" if filled else table(columns, rows)
 
 
 def kernels(study: Study) -> str:

@@ -7,15 +7,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from perfkit.analysis.ledger import ALL_KERNELS, LedgerLine, ledger
+from perfkit.analysis.io_check import zeros_counted
+from perfkit.analysis.ledger import ALL_KERNELS, ZEROS, LedgerLine, ledger
 from perfkit.errors import UsageError
+from perfkit.model.catalogue import load as profile
 from perfkit.model.traffic import Traffic
 from perfkit.ops.attention import ATTENTION
-from perfkit.ops.base import KernelUse, Moved
+from perfkit.ops.base import IOModel, KernelUse, Moved
 from perfkit.record import KernelCounts, Run, load
 
 MakeRun = Callable[..., Run]
 RECORDS = sorted((Path(__file__).parents[2] / "docs/examples/h200").glob("*.json"))
+HOPPER = Path(__file__).parents[2] / "docs/examples/h200/hopper"
 
 SMALL = {"seq_q": 4, "seq_k": 4, "head_dim": 2}
 TILES = tuple(
@@ -207,6 +210,75 @@ def test_a_run_without_numbers_has_none(make_run: MakeRun) -> None:
 def test_without_tiles_there_is_none(make_run: MakeRun, uses: tuple[KernelUse, ...]) -> None:
     run = make_run("flash", "failed", w={**SMALL, "pass_": "bwd"}, uses=uses, flops_convention=1.0)
     assert ledger("attention", run) == ()
+    ran = with_kernels(run, counts("flash_dkdv", l1_fill_bytes=3.0, l2_write_bytes=4.0))
+    assert plain(ledger("attention", ran)) == [("flash_dkdv", None, "L2", None, 3.0, None, 4.0)]
+
+
+def test_kernels_of_before_are_not_lost(make_run: MakeRun) -> None:
+    """`flash` above head dim 128 took the portable backward beside its forward for Hopper."""
+    uses = tuple(
+        KernelUse(kernel=name, block_m=64, block_n=64)
+        for name in ("flash_hopper_forward", "flash_dkdv", "flash_dq")
+    )
+    kernels = [
+        counts(name, l1_fill_bytes=read, l2_write_bytes=written)
+        for name, read, written in (("flash_delta", 1, 2), ("flash_dkdv", 3, 4), ("flash_dq", 5, 6))
+    ]
+    run = with_kernels(make_run(w={"head_dim": 192, "pass_": "bwd"}, uses=uses, time=1.0), *kernels)
+    assert plain(ledger("attention", run)) == [
+        ("flash_delta", None, "L2", None, 1, None, 2),
+        ("flash_dkdv", None, "L2", None, 3, None, 4),
+        ("flash_dq", None, "L2", None, 5, None, 6),
+    ]
+
+
+# Zeros by TMA, where the SM counted them.
+
+PADDED = {"heads": 1, "kv_heads": 1, "seq_q": 256, "seq_k": 256, "head_dim": 96}
+BLOCKS = (KernelUse(kernel="flash_forward", block_m=128, block_n=64),)
+
+
+@pytest.fixture
+def padded(make_run: MakeRun) -> Callable[..., Run]:
+    """`flash-triton`, N 256, d 96 in boxes of 128 columns: 2 blocks of queries, tensors of 256 * 96 * 2 B."""
+
+    def make(counter: str = "cupti: l1_fill_bytes", **numbers: float) -> Run:
+        notes = {"l2_read": counter, "l2_zeros_modelled": "beyond head dim 96"}
+        known = {"l2_zeros_modelled": 81_920.0, "l2_read": 327_680.0, **numbers}
+        run = make_run("flash-triton", w=PADDED, uses=BLOCKS, notes=notes, **known)
+        return with_kernels(run, counts("flash_forward", l1_fill_bytes=327_680.0, l2_write_bytes=50_176.0))
+
+    return make
+
+
+def test_zeros_are_a_line_of_their_kernel_and_in_its_total(padded: Callable[..., Run]) -> None:
+    """Q once, K and V twice, and 32 columns of 96 in zeros for each: 5 * 256 * 128 * 2 B with them."""
+    lines = plain(ledger("attention", padded(), profile("h200-141gb-sxm")))
+    assert lines[-3:] == [
+        ("flash_forward", "LSE", "L2", 0, None, 256 * 4, None),
+        ("flash_forward", ZEROS, "L2", 5 * 256 * 32 * 2, None, 0, None),
+        ("flash_forward", None, "L2", 327_680, 327_680.0, 256 * 96 * 2 + 256 * 4, 50_176.0),
+    ]
+    assert 5 * 256 * 32 * 2 == 81_920
+    assert 5 * 256 * 128 * 2 == 327_680
+
+
+def test_there_are_none_where_no_sm_counted_them(
+    padded: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = profile("h200-141gb-sxm")
+    bare = ledger("attention", padded())
+    assert bare[-1].read_modelled == 5 * 256 * 96 * 2
+    assert ledger("attention", padded("cupti: l2_read_bytes"), device) == bare
+    assert ledger("attention", padded(l2_zeros_modelled=0.0), device) == bare
+    # A model that does not know them, of a record that has them.
+    row = ATTENTION.implementation("flash-triton")
+    assert row is not None
+    assert isinstance(row.io, IOModel)
+    io = msgspec.structs.replace(row.io, zeros=None)
+    unknown = msgspec.structs.replace(ATTENTION, implementations=(msgspec.structs.replace(row, io=io),))
+    monkeypatch.setattr("perfkit.analysis.ledger.find_op", lambda _: unknown)
+    assert ledger("attention", padded(), device) == bare
 
 
 def test_an_unknown_op_is_refused(forward: Run) -> None:
@@ -264,3 +336,24 @@ def test_every_implementation_of_the_records_has_a_ledger() -> None:
         assert [line.kernel for line in counted] == [kernel.name for kernel in run.kernels]
         seen.add(run.impl)
     assert {"standard", "flash", "sdpa-flash", "sdpa-cudnn"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("name", "impl", "filled"),
+    [
+        ("fwd-d96-8k", "flash", []),
+        ("fwd-d96-8k", "flash-triton", ["flash_forward"]),
+        ("fwd-d192-8k", "flash-triton", ["flash_forward"]),
+        ("bwd-d96-8k", "flash", ["flash_hopper_dkdv"]),
+    ],
+)
+def test_kernels_on_an_h200_read_their_ledger_and_zeros(name: str, impl: str, filled: list[str]) -> None:
+    record = load(HOPPER / f"{name}.json")
+    (run,) = (run for run in record.runs if run.impl == impl)
+    lines = ledger(record.op, run, record.device)
+    zeros = [line for line in lines if line.tensor == ZEROS]
+    assert [line.kernel for line in zeros] == filled
+    assert sum(line.read_modelled or 0 for line in zeros) == zeros_counted(run)
+    for line in lines:
+        if line.tensor is None:
+            assert line.read_measured == pytest.approx(line.read_modelled, rel=1e-3)

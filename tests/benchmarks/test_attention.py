@@ -153,7 +153,8 @@ def test_variants_are_tiles_and_those_of_the_table_are_among_them():
     assert {(d, hopper_tile(d, causal)) for d in dims for causal in (False, True)} <= set(forward)
     assert {
         (d, det, hopper_backward_tile(d, causal, det))
-        for d in (64, 128, 192, 256) for causal in (False, True) for det in (False, True)
+        for d in (64, 128, 192, 256) for causal in (False, True)
+        for det in ((False, True) if d <= 128 else (False,))
     } <= set(backward)  # fmt: skip
 
 

@@ -50,15 +50,15 @@ TAKEN = {
 }
 
 
-def compiled(head_dim: int, tile: HopperTile, causal: bool, steep: bool = False) -> Any:
-    """The kernel as a launch on bfloat16 tensors whose lengths are multiples of 16 and of block_n."""
+def compiled(head_dim: int, tile: HopperTile, causal: bool, steep: bool = False, even: bool = True) -> Any:
+    """The kernel as a launch on bfloat16 tensors whose lengths are multiples of 16, if `even` of block_n."""
     function = flash_hopper.flash_hopper_forward
     rows = {"q": 64, "k": tile.block_n, "v": tile.block_n, "out": 64}
     first, *second = tiles.hopper_parts(head_dim)
     blocks = {f"{name}_desc": (rows[name], first) for name in rows}
     blocks |= {f"{name}_tail": (rows[name], width) for width in second for name in rows}
     constants = {
-        "CAUSAL": causal, "EVEN_N": True, "STEEP": steep, "PERSISTENT": tile.persistent,
+        "CAUSAL": causal, "EVEN_N": even, "STEEP": steep, "PERSISTENT": tile.persistent,
         "OUT_COLUMNS": tiles.hopper_out_columns(head_dim, tile.persistent), "STAGES": tile.stages,
         "Q_STAGES": tile.q_stages, "GROUPS": tile.groups,
         **({} if second else {f"{name}_tail": None for name in rows}),
@@ -148,6 +148,21 @@ def test_the_tile_of_the_table(
     assert len(re.findall(r"wgmma\.mma_async", ptx)) == forward_products(head_dim, tile, scores, 2)
 
 
+#: Head dim -> bytes a thread that ptxas may spill (store) in the causal kernel where the diagonal crosses
+#: blocks anyhow: the larger of what it does with Triton 3.6 and 3.8, of persistent programs and of others.
+STEEP = {64: 112, 96: 12, 192: 20}
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
+def test_steep_and_uneven(head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths that no tile divides: N_k - N_q no multiple of 64, and N_k none of block_n."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    steep = compiled(head_dim, tiles.hopper_tile(head_dim, True), True, steep=True)
+    assert spilled(steep, tmp_path) <= STEEP.get(head_dim, 0)
+    uneven = compiled(head_dim, tiles.hopper_tile(head_dim, False), False, even=False)
+    assert spilled(uneven, tmp_path) == 0
+
+
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 def test_one_tile_a_program(head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not persistent it has no counter and no product of a next tile; steep, a loop of masked blocks."""
@@ -159,7 +174,7 @@ def test_one_tile_a_program(head_dim: int, tmp_path: Path, monkeypatch: pytest.M
         # Q K^T of the first block, each loop's two, P V of the last block.
         expected = forward_products(head_dim, tile, 3 if steep else 2, 3 if steep else 2)
         assert len(re.findall(r"wgmma\.mma_async", found.asm["ptx"])) == expected
-        assert registers_and_stack(found, tmp_path)[1] <= 48  # of head dim 64 and steep, else 0
+        assert spilled(found, tmp_path) <= (STEEP.get(head_dim, 0) if steep else 0)
         modelled = tiles.hopper_shared_bytes(tile.held, head_dim, tile.q_stages, tile.persistent)
         assert modelled < found.metadata.shared <= modelled + 1024
 

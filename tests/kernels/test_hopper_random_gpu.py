@@ -40,7 +40,7 @@ assert sum(count for *_, count in GROUPS) == 20 * 12 + 18 * 4
 def test_random_cases(number: int, random_group: Any, assert_right: Callable[..., None]) -> None:
     """O, dQ, dK and dV; outputs are poisoned, and so is what lies around q, k and v.
 
-    All but dQ have the same bits each time, and dQ too if `deterministic`.
+    All but dQ have the same bits each time, and dQ too if `deterministic` or above a head dim of 128.
     """
     head_dim, dtype, causal, count = GROUPS[number]
     lengths = [KINDS[0]] * (count // 2) + [KINDS[1 + number % 5]] * (count // 2)
@@ -48,7 +48,7 @@ def test_random_cases(number: int, random_group: Any, assert_right: Callable[...
     for seed, case in enumerate(random_group(head_dim, dtype, causal, lengths, pooled=0.3)):
         for deterministic in (False, True):
             attention = functools.partial(hopper.attention, deterministic=deterministic)
-            fixed = {"out", "dk", "dv", *(["dq"] if deterministic else [])}
+            fixed = {"out", "dk", "dv", *(["dq"] if deterministic or head_dim > 128 else [])}
             try:
                 assert_right(attention, case, "cuda", seed, fixed)
             except AssertionError as error:

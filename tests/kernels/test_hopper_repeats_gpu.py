@@ -68,7 +68,8 @@ def load() -> Any:
 def test_same_bits_each_time(head_dim: int, causal: bool, deterministic: bool, call: Any) -> None:
     """Every other time beside work of another stream.
 
-    dQ is a sum in no fixed order unless `deterministic`: then two of them differ by no more than rounding.
+    Up to a head dim of 128 dQ is a sum in no fixed order unless `deterministic`: then two of them differ by
+    no more than rounding.
     """
     results = call(MANY, head_dim, causal, deterministic=deterministic)
     expected = results()
@@ -79,7 +80,7 @@ def test_same_bits_each_time(head_dim: int, causal: bool, deterministic: bool, c
                 for _ in range(10):
                     load()()
         found = results()
-        assert not differing(found, expected, () if deterministic else ("dq",))
+        assert not differing(found, expected, () if deterministic or head_dim > 128 else ("dq",))
         largest = expected[2].abs().max().item()  # 2^-7: one step of bfloat16
         torch.testing.assert_close(found[2], expected[2], rtol=2**-7, atol=1e-3 * largest)
 

@@ -85,6 +85,26 @@ def test_what_the_kernels_do_not_serve(capable: Callable[..., None]) -> None:
         assert hopper.refusal(*on_gpu(*given)) == by_tma
 
 
+@pytest.mark.parametrize(
+    ("batch", "seq_q", "head_dim", "served"),
+    [
+        (2**23, 1, 64, False),  # 2^23 x 2 heads of 128 padded rows: 2^31
+        (2**23 - 1, 1, 64, True),
+        (1, 2**24, 128, False),  # 2^24 rows of 128 columns: 2^31 numbers of dQ
+        (1, 2**24 - 128, 128, True),
+        (1, 2**24, 64, True),
+    ],
+)
+def test_what_32_bits_count(
+    batch: int, seq_q: int, head_dim: int, served: bool, capable: Callable[..., None]
+) -> None:
+    capable((9, 0))
+    q = torch.empty(1, dtype=torch.float16, device="meta").expand(batch, 2, seq_q, head_dim)
+    found = hopper.refusal(*on_gpu(q, q, q))
+    assert found is not None
+    assert ("in 32 bits" not in found) == served
+
+
 def test_what_is_no_attention_is_an_error(capable: Callable[..., None]) -> None:
     capable((9, 0))
     q, k, v = tensors()

@@ -142,7 +142,13 @@ def test_who_loads_by_tma() -> None:
         row = ATTENTION.implementation(name)
         assert row is not None
         assert row.io is not None
+        assert row.io.zeros is not None
         assert row.io.zeros(w, uses, H200) == ()
+    for name in ("block-sparse", "flash-decode"):  # they do, and theirs are not modelled
+        row = ATTENTION.implementation(name)
+        assert row is not None
+        assert row.io is not None
+        assert row.io.zeros is None
 
 
 # Every box of the kernels' loops.

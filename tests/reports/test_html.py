@@ -288,6 +288,14 @@ def test_ledger_losses_kernels_and_verdicts_show_the_analysis(page: str, subject
     assert tile == ["flash", "flash_forward", "64 x 128", "4", "2", "154#", "0#", "72.0 KiB#"]  # 73,760 B
 
 
+def test_zeros_by_tma_are_a_line_of_the_ledger() -> None:
+    """The ledger's 8.52 GB and 2.84 of zeros are the 11.4 that the SM counted."""
+    found = Tables(html(of(load(RECORDS / "hopper" / "fwd-d96-8k.json")))).texts("Byte ledger")
+    (zeros,) = [at for at, row in enumerate(found) if row[2] == "zeros by TMA"]
+    assert found[zeros] == ["", "", "zeros by TMA", "SM<->L2", "2.84 GB*", "-", "0 B*", "-"]
+    assert found[zeros + 1][2:6] == ["all", "SM<->L2", "11.4 GB*", "11.4 GB"]
+
+
 def test_tiles_have_the_sides_that_there_are(subject: Study) -> None:
     """A kernel without a block of keys has rows, and one without a tile says so."""
     at = [run.impl for run in subject.record.runs].index("flash")
