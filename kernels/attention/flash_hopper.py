@@ -245,7 +245,7 @@ def _weigh(accs, weights, v_tile):  # type: ignore[no-untyped-def]
 
 
 @gluon.jit
-def _finished(products):  # type: ignore[no-untyped-def]
+def finished(products):  # type: ignore[no-untyped-def]
     """Their results, when all are done."""
     results = warpgroup_mma_wait(0, deps=products)
     return (results,) if len(products) == 1 else results  # of one it is no tuple
@@ -341,7 +341,7 @@ def _steps(  # type: ignore[no-untyped-def]
         exps, rescale, row_max, row_sum = _softmax(
             scores, row_max, row_sum, start + seq_k - seq_q - row, seq_k - row, scale_log2, MASKED, CAUSAL
         )
-        accs = _finished(products)
+        accs = finished(products)
         mbarrier.arrive(emptied.index(stage))
         accs = _scaled(accs, rescale)
         weights = gl.convert_layout(exps.to(q_tile[0].dtype), weights.type.layout)
@@ -386,7 +386,7 @@ def _turn_over(  # type: ignore[no-untyped-def]
     products = _weigh(accs, weights, v_tile)
     scores = warpgroup_mma_wait(len(accs), deps=(scores,))
     exps, row_max, row_sum = _begin(scores, start, visited, seq_q, seq_k, scale_log2, CAUSAL, EVEN_N)
-    return _finished(products), exps, row_max, row_sum
+    return finished(products), exps, row_max, row_sum
 
 
 @gluon.jit
@@ -513,7 +513,7 @@ def _compute(  # type: ignore[no-untyped-def]
             count = ahead
         else:
             mbarrier.wait(filled.index(stage), phase)
-            accs = _finished(_weigh(accs, weights, v_tile))
+            accs = finished(_weigh(accs, weights, v_tile))
         count += 1
 
         accs = _scaled(accs, inverse)

@@ -77,14 +77,22 @@ def _load_queries(sources, fixed, ring, sizes, CAUSAL: gl.constexpr):  # type: i
 
 
 @gluon.jit
-def add_dq(dq_sum, part, tile):  # type: ignore[no-untyped-def]
-    """Adds a 64 x 64 tile to the `part`-th 4096 numbers of dq_sum, in the order of the registers of wgmma.
+def in_order(tile):  # type: ignore[no-untyped-def]
+    """The 4096 numbers of a 64 x 64 accumulator in the order in which threads hold them.
 
-    A thread holds (row, row + 8) x two columns of each 8 columns: it adds these four at once, 16 bytes, and a
-    warp 512 bytes in one piece. `flash_hopper_dq_from_sum` knows the order.
+    A thread holds (row, row + 8) x two columns of each 8 columns: four in one piece, and a warp 128.
     """
     # row = 16 warp + 8 half + lane / 4, column = 8 block + 2 (lane % 4) + odd
-    flat = tile.reshape([4, 2, 8, 8, 4, 2]).permute([0, 3, 2, 4, 1, 5]).reshape([4096])
+    return tile.reshape([4, 2, 8, 8, 4, 2]).permute([0, 3, 2, 4, 1, 5]).reshape([4096])
+
+
+@gluon.jit
+def _add_dq(dq_sum, part, tile):  # type: ignore[no-untyped-def]
+    """Adds a 64 x 64 tile to the `part`-th 4096 numbers of dq_sum: a thread 16 bytes at once, a warp 512.
+
+    They lie `in_order`, which `flash_hopper_dq_from_sum` knows.
+    """
+    flat = in_order(tile)
     offsets = gl.arange(0, 4096, flat.type.layout)
     gl.atomic_add(dq_sum + part.to(gl.int64) * 4096 + offsets, flat, sem="relaxed")
 
@@ -201,7 +209,7 @@ def _steps(  # type: ignore[no-untyped-def]
         if DQ == "shared":
             dq = warpgroup_mma_wait(1, deps=(dq,))
             mbarrier.arrive(ds_empty.index(ds_stage))
-            add_dq(dq_sum, first_part + block * 2 + W, dq)
+            _add_dq(dq_sum, first_part + block * 2 + W, dq)
         if AHEAD:
             dv = warpgroup_mma_wait(1, deps=(dv,))
         else:
@@ -245,7 +253,7 @@ def _pass_over(  # type: ignore[no-untyped-def]
         dq = warpgroup_mma(ds_tile, keys_tile, dq, use_acc=False, is_async=True)
         dq = warpgroup_mma_wait(0, deps=(dq,))
         mbarrier.arrive(ds_empty.index(ds_stage))
-        add_dq(dq_sum, first_part + block * 2 + 1, dq)
+        _add_dq(dq_sum, first_part + block * 2 + 1, dq)
     if AHEAD:
         mbarrier.arrive(empty_bars.index((count + STAGES - 1) % STAGES), pred=count > 0)
     else:
@@ -352,7 +360,7 @@ def _compute_dq(arguments, CAUSAL: gl.constexpr):  # type: ignore[no-untyped-def
                 dq = warpgroup_mma(ds_tile, keys_tile, dq, use_acc=w > 0, is_async=True)
             dq = warpgroup_mma_wait(0, deps=(dq,))
             mbarrier.arrive(ds_empty.index(stage))
-            add_dq(dq_sum, first_part + block, dq)
+            _add_dq(dq_sum, first_part + block, dq)
             count += 1
 
 

@@ -9,7 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .flash_hopper import barriers
+from .flash_hopper import barriers, finished
 from .flash_hopper_panels import accumulate, load_panels, panel, products, zero_panels
 
 
@@ -113,8 +113,7 @@ def _query_steps(  # type: ignore[no-untyped-def]
         mbarrier.arrive(v_empty.index(v_stage))
         d_scores = (weights * (d_weights - row_delta[:, None])).to(q_tiles.dtype)
         acc = accumulate(acc, gl.convert_layout(d_scores, LEFT), k_tiles, k_stage * PANELS, PANELS)
-        waited = warpgroup_mma_wait(0, deps=acc)
-        acc = (waited,) if PANELS == 1 else waited
+        acc = finished(acc)
         mbarrier.arrive(k_empty.index(k_stage))
     return acc
 

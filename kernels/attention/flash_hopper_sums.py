@@ -82,7 +82,7 @@ def flash_hopper_dq_from_sum(  # type: ignore[no-untyped-def]
     start = program % tiles_m * BLOCK_M
     for w in tl.static_range(2):
         flat = tl.load(dq_sum + (program.to(tl.int64) * 2 + w) * 4096 + tl.arange(0, 4096))
-        # The order that `add_dq` wrote: warp, block of columns, lane / 4, lane % 4, half, odd.
+        # As `flash_hopper_dkdv.in_order` has it: warp, block of columns, lane / 4, lane % 4, half, odd.
         tile = flat.reshape(4, 8, 8, 4, 2, 2).permute(0, 4, 2, 1, 3, 5).reshape(64, 64) * scale
         if BLOCK_M == 128:
             store_rows(

@@ -15,8 +15,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .flash_hopper import barriers
-from .flash_hopper_dkdv import rows_seen
+from .flash_hopper import barriers, finished
+from .flash_hopper_dkdv import in_order, rows_seen
 from .flash_hopper_panels import accumulate, load_panels, panel, products, zero_panels
 
 
@@ -56,14 +56,8 @@ def _load(sources, fixed, ring, sizes, CAUSAL: gl.constexpr, PANELS: gl.constexp
 
 
 @gluon.jit
-def _in_order(tile):  # type: ignore[no-untyped-def]
-    """The numbers of a 64 x 64 accumulator in the order of its registers: see `flash_hopper_dkdv.add_dq`."""
-    return tile.reshape([4, 2, 8, 8, 4, 2]).permute([0, 3, 2, 4, 1, 5]).reshape([4096])
-
-
-@gluon.jit
 def _from_order(flat):  # type: ignore[no-untyped-def]
-    """The inverse of `_in_order`."""
+    """The inverse of `flash_hopper_dkdv.in_order`."""
     return flat.reshape([4, 8, 8, 4, 2, 2]).permute([0, 4, 2, 1, 3, 5]).reshape([64, 64])
 
 
@@ -113,7 +107,7 @@ def _steps(  # type: ignore[no-untyped-def]
                 else:
                     weights = gl.where((keys < seq_k)[:, None], weights, 0.0)
             mbarrier.wait(weights_empty, (count & 1) ^ 1)
-            weights_tile.store(_in_order(weights))
+            weights_tile.store(in_order(weights))
             mbarrier.arrive(weights_full)
             acc = accumulate(acc, gl.convert_layout(weights.to(q_tiles.dtype), LEFT), g_tiles, first, PANELS)
         else:
@@ -121,12 +115,12 @@ def _steps(  # type: ignore[no-untyped-def]
             row_delta = delta_tiles.index(stage).load(ROW)
             d_weights = warpgroup_mma_wait(0, deps=(d_weights,))
             mbarrier.wait(weights_full, count & 1)
-            FLAT: gl.constexpr = _in_order(d_weights).type.layout
+            FLAT: gl.constexpr = in_order(d_weights).type.layout
             weights = gl.convert_layout(_from_order(weights_tile.load(FLAT)), LAYOUT)
             mbarrier.arrive(weights_empty)
             d_scores = (weights * (d_weights - row_delta[None, :])).to(q_tiles.dtype)
             acc = accumulate(acc, gl.convert_layout(d_scores, LEFT), q_tiles, first, PANELS)
-        acc = warpgroup_mma_wait(0, deps=acc)
+        acc = finished(acc)
         mbarrier.arrive(empty_bars.index(stage))
         count += 1
     return acc, count

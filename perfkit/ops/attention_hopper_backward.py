@@ -80,8 +80,7 @@ def parts_bytes(w: AttentionWorkload) -> int:
 
 def padded_bytes(w: AttentionWorkload) -> int:
     """Bytes of LSE in base 2, and of D: rows of each head padded to 128."""
-    rows = -(-w.seq_q // tiles.HOPPER_FIXED_ROWS) * tiles.HOPPER_FIXED_ROWS
-    return STATISTIC_BYTES * w.batch * w.heads * rows
+    return STATISTIC_BYTES * w.batch * w.heads * tiles.padded_rows(w.seq_q)
 
 
 def sum_bytes(w: AttentionWorkload) -> int:
