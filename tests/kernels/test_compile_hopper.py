@@ -103,11 +103,16 @@ def forward_products(head_dim: int, tile: HopperTile, scores: int, values: int) 
     return tile.groups * (scores * depth + values * parts * tile.block_n // 16)
 
 
+def awaited(ptx: str) -> set[int]:
+    """The numbers of bytes that barriers wait for."""
+    return set(map(int, re.findall(r"expect_tx\S+ _, \[%\w+\], (\d+);", ptx)))
+
+
 def assert_forward_bytes(ptx: str, head_dim: int, tile: HopperTile) -> None:
     """Barriers wait for whole tiles, all parts of them: Q of all warpgroups, K alone or V alone, K with V."""
     row = 2 * tiles.hopper_width(head_dim)
     expected = {64 * tile.groups * row, tile.block_n * row, 2 * tile.block_n * row}
-    assert set(map(int, re.findall(r"expect_tx\S+ _, \[%\w+\], (\d+);", ptx))) == expected
+    assert awaited(ptx) == expected
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -328,6 +333,9 @@ def check_dkdv(
     # Two warpgroups compute dK and dV, one perhaps dQ, and one loads.
     assert_dealt(ptx, *((208, 208, 72, 24) if tile.apart else (240, 240, 24)))
 
+    # K and V of 128 keys together; Q and dO of block_m rows with LSE and D, of 4 B each.
+    kept, row = 2 * 128 * 2 * head_dim, 2 * 2 * head_dim + 2 * 4
+    assert awaited(ptx) == {kept, tile.block_m * row}
     # S and dP are head_dim deep, dV and dK block_m, dQ of 64 rows the 128 keys. One loop, or two if causal;
     # one for dQ apart. Where the second warpgroup passes over a block, it has the 64 keys of the first.
     loops = 2 if causal else 1
@@ -387,6 +395,8 @@ def test_dk_and_dv_of_wide_heads(
     assert modelled <= found.metadata.shared <= min(modelled + 1024, tiles.shared_limit((9, 0)))
     ptx = found.asm["ptx"]
     assert_dealt(ptx, 240, 240, 24)
+    # K and V of 64 keys together; Q and dO of 64 rows with LSE and D, of 4 B each.
+    assert awaited(ptx) == {2 * 64 * 2 * head_dim, 2 * 64 * 2 * head_dim + 2 * 64 * 4}
     # S and dV of one warpgroup, dP and dK of the other: head_dim deep, and 64 deep for each 64 columns.
     assert products(ptx) == (2 if causal else 1) * 2 * (head_dim // 16 + head_dim // 64 * 64 // 16)
     assert additions(ptx) == 0
@@ -403,6 +413,8 @@ def test_dq(head_dim: int, causal: bool, tmp_path: Path, monkeypatch: pytest.Mon
     assert modelled <= found.metadata.shared <= min(modelled + 1024, tiles.shared_limit((9, 0)))
     ptx = found.asm["ptx"]
     assert_dealt(ptx, 240, 240, 24)
+    # Q and dO of 128 rows together; K alone and V alone. 2 B an element.
+    assert awaited(ptx) == {2 * 128 * 2 * head_dim, tile.block_n * 2 * head_dim}
     # S and dP are head_dim deep, dQ block_n, in panels of 64 columns above 128; two warpgroups.
     panels = head_dim // 64 if head_dim > 128 else 1
     assert products(ptx) == (2 if causal else 1) * 2 * (2 * head_dim // 16 + panels * tile.block_n // 16)
